@@ -1,0 +1,34 @@
+"""The table of contents of the workbench; names load when they are first used, so this import is cheap."""
+
+from importlib import import_module
+from typing import Any
+
+_NAMES = {
+    "ConfigError": "workbench.errors",
+    "DataError": "workbench.errors",
+    "LiveMerge": "workbench.merging.live",
+    "MergeError": "workbench.errors",
+    "MergeRecipe": "workbench.merging.recipe",
+    "MergeSliders": "workbench.views.merge_sliders",
+    "ModelError": "workbench.errors",
+    "ParetoPlot": "workbench.views.plots",
+    "RatioPlot": "workbench.views.plots",
+    "WorkbenchError": "workbench.errors",
+    "evaluate": "workbench.evaluation",
+    "load_examples": "workbench.data",
+    "load_model": "workbench.models",
+    "sweep": "workbench.search.sweep",
+}
+
+__all__ = sorted(_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'workbench' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_NAMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
