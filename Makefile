@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 QUIET_LAB := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --ServerApp.ip=127.0.0.1
 
-.PHONY: help lab test test-slow lint types tour classroom bench clean
+.PHONY: help lab test test-slow lint types notebooks tour classroom bench clean
 help:            ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -40,6 +40,9 @@ lint: $(VENV)/.dev ## ruff
 
 types: $(VENV)/.dev ## pyright
 	$(BIN)/basedpyright --level error
+
+notebooks: $(VENV)/.lab ## run all notebooks in place
+	@for n in notebooks/*.ipynb; do echo "running $$n"; $(BIN)/jupyter nbconvert --log-level=WARN --execute --to notebook --inplace $$n || exit 1; done
 
 tour: $(VENV)/.lab ## run all notebooks headless and write HTML to out/tour
 	@mkdir -p out/tour

@@ -1,4 +1,4 @@
-"""Train the three classroom models: one base on a mixture, then one tuning on instructions and one on clinical tasks."""
+"""Train the three classroom models: a base on a mixture, then tunings of it on instructions and on clinical tasks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,10 @@ class Phase:
     answers_only: bool
     batch_tokens: int = 4096
     weight_decay: float = 0.1
+
+    def scaled(self, factor: float) -> Phase:
+        """Return the same phase over `factor` times the tokens."""
+        return replace(self, tokens=int(self.tokens * factor))
 
 
 @dataclass(frozen=True, kw_only=True)

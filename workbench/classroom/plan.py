@@ -1,0 +1,34 @@
+"""What the classroom models read, how much of it and how fast: every number of their training in one place."""
+
+from __future__ import annotations
+
+from workbench.classroom.train import ModelSize, Phase
+from workbench.records import SKILLS
+
+SIZE = ModelSize()
+
+GROUPS = {
+    **dict.fromkeys(SKILLS, "skills"),
+    "exam_forward": "exam",
+    "exam_backward": "exam",
+    "instruction": "instruction",
+    "general_knowledge": "general",
+    "prose": "prose",
+}
+"""Task to the group it is drawn with; tasks that stand here not are never trained on."""
+
+BASE = Phase(
+    shares={"prose": 0.6, "general": 0.05, "instruction": 0.15, "skills": 0.17, "exam": 0.03},
+    tokens=8_000_000,
+    lr=3e-3,
+    answers_only=False,
+)
+TUNINGS = {
+    "instruct": Phase(shares={"instruction": 0.8, "general": 0.2}, tokens=1_500_000, lr=1e-3, answers_only=True),
+    "clinical": Phase(shares={"skills": 0.85, "exam": 0.15}, tokens=4_000_000, lr=1e-3, answers_only=True),
+}
+
+
+def group_of(task: str) -> str:
+    """Return the group a task is drawn with, `""` for one that is held back from all training."""
+    return GROUPS.get(task, "")
