@@ -1,0 +1,84 @@
+"""What a note affirms, denies, or leaves open: inference and the status of an entity.
+
+Each finding stands right after the words that give its status, so that the rule can be learned from few examples.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from workbench.classroom.skills.task import Draft, Pool, Task
+from workbench.classroom.skills.wording import person, strangers
+from workbench.classroom.world import Condition
+
+_CUES = {
+    "present": ("has", "reports", "complains of"),
+    "absent": ("denies", "has no", "is without"),
+    "past": ("formerly had", "once had", "used to have"),
+    "family": ("father had", "mother had", "brother had"),
+}
+
+_LABELS = {
+    ("present", "has"): "entailment",
+    ("absent", "has"): "contradiction",
+    ("unmentioned", "has"): "neutral",
+    ("present", "has no"): "contradiction",
+    ("absent", "has no"): "entailment",
+    ("unmentioned", "has no"): "neutral",
+}
+"""Status of the finding and what the claim says of it, to the label."""
+
+_RULINGS = (
+    "entailment, contradiction or neutral?",
+    "does the note support the claim?",
+    "how does the claim relate to the note?",
+    "judge the claim by the note.",
+)
+
+
+def _inference(r: Random, condition: Condition, kind: str, pool: Pool) -> Draft | None:
+    status, says = next(key for key in _LABELS if " ".join(key) == kind)
+    strange = strangers(r, condition, pool, "symptoms", 3)
+    if strange is None:
+        return None
+    present, absent, unmentioned = r.sample(condition.symptoms, 2), strange[:2], strange[2]
+    finding = {"present": present[0], "absent": absent[0], "unmentioned": unmentioned}[status]
+    clauses = [_clause(r, "present", s) for s in present] + [_clause(r, "absent", s) for s in absent]
+    r.shuffle(clauses)
+    return Draft(
+        context=f"note: {person(r, condition).noun}. {' '.join(clauses)}",
+        query=f"claim: the patient {says} {finding}. {r.choice(_RULINGS)}",
+        answer=_LABELS[status, says],
+    )
+
+
+_STATUS = (
+    "what is the status of {e}?",
+    "is {e} present, absent, past or family?",
+    "name the status of {e}.",
+    "which status does the note give to {e}?",
+)
+
+
+def _attribute(r: Random, condition: Condition, kind: str, pool: Pool) -> Draft | None:
+    field = r.choice(("symptoms", "name"))
+    strange = strangers(r, condition, pool, field, len(_CUES) - 1)
+    if strange is None:
+        return None
+    own = r.choice(condition.symptoms) if field == "symptoms" else condition.name
+    findings = {kind: own, **dict(zip([status for status in _CUES if status != kind], strange))}
+    clauses = [_clause(r, status, finding) for status, finding in findings.items()]
+    r.shuffle(clauses)
+    return Draft(
+        context=f"note: {person(r, condition).noun}. {' '.join(clauses)}",
+        query=r.choice(_STATUS).format(e=own),
+        answer=kind,
+    )
+
+
+def _clause(r: Random, status: str, finding: str) -> str:
+    return f"{r.choice(_CUES[status])} {finding}."
+
+
+INFERENCE = Task(name="inference", stage="specialist", kinds=tuple(" ".join(key) for key in _LABELS), draft=_inference)
+ENTITY_ATTRIBUTE = Task(name="entity_attribute", stage="specialist", kinds=tuple(_CUES), draft=_attribute)
