@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.errors import ConfigError, ModelError, WorkbenchWarning
+from workbench.paths import data_samples_root
 
 CLASSROOM_MODELS = ("base", "instruct", "clinical")
 
@@ -28,22 +29,6 @@ _CONVERT = (
     "On a machine where you trust the file, convert it once with transformers: "
     "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder), then load new_folder."
 )
-
-
-def data_samples_root() -> Path:
-    """Return the folder of shipped data: inside the package in a wheel, beside it in a checkout.
-
-    Raises:
-        ModelError: Neither place has it.
-    """
-    package = Path(__file__).parent
-    for root in (package / "data_samples", package.parent / "data_samples"):
-        if root.is_dir():
-            return root
-    raise ModelError(
-        f"No data_samples folder in {package} or beside it. The classroom ships with the package; "
-        "install the wheel or clone the whole repository."
-    )
 
 
 def model_folder(name: str | Path) -> Path | str:

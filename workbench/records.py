@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import math
 import string
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -103,16 +105,33 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a model gave for one example.
+
+    Args:
+        id: The example's id.
+        text: What the model wrote, or the choice that it found likeliest.
+        value: The per-example metric, 0 to 1.
+    """
+
+    id: str
+    text: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores(Mapping[str, Score]):
     """Scores by task, with the macro average of each group.
 
     Args:
         tasks: Task name to its `Score`.
         settings: What the figures depend on: suite, split, limit, chat template, decoding.
+        outputs: Task name to the outputs behind its score, in the order of its examples.
     """
 
     tasks: Mapping[str, Score]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    outputs: Mapping[str, tuple[Output, ...]] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, task: str) -> Score:
         return self.tasks[task]
@@ -122,3 +141,58 @@ class Scores(Mapping[str, Score]):
 
     def __len__(self) -> int:
         return len(self.tasks)
+
+    def groups(self) -> tuple[str, ...]:
+        """Return the names of the groups, in the order of their first task."""
+        return tuple(dict.fromkeys(score.group for score in self.values()))
+
+    def mean(self, group: str) -> Score:
+        """Return the macro average of a group: each of its tasks counts the same, however many examples it has.
+
+        With task values v_i and intervals (l_i, u_i), the mean v of k tasks has the interval
+        (v - sqrt(sum (v_i - l_i)^2) / k, v + sqrt(sum (u_i - v_i)^2) / k), which holds for independent tasks.
+
+        Args:
+            group: One of `groups()`.
+
+        Returns:
+            A `Score` whose metric is `macro` and whose n is the number of examples of all its tasks.
+
+        Raises:
+            ValueError: No task belongs to the group.
+
+        Source: Zou and Donner (2008), Statistics in Medicine 27:1693, the recovery of variances from intervals.
+        """
+        parts = [score for score in self.values() if score.group == group]
+        if not parts:
+            raise ValueError(f"group {group!r} has no task here; the groups are {', '.join(self.groups())}")
+        value = sum(score.value for score in parts) / len(parts)
+        below = math.hypot(*(score.value - score.low for score in parts)) / len(parts)
+        above = math.hypot(*(score.high - score.value for score in parts)) / len(parts)
+        n = sum(score.n for score in parts)
+        return Score(value=value, low=value - below, high=value + above, n=n, metric="macro", group=group)
+
+    def to_frame(self) -> Any:
+        """Return a `pandas.DataFrame`: a row for each task, then one for the macro average of each group."""
+        import pandas as pd
+
+        rows = [{"task": name, **asdict(score)} for name, score in self.items()]
+        rows += [{"task": f"mean of {group}", **asdict(self.mean(group))} for group in self.groups()]
+        return pd.DataFrame(rows, columns=["task", "group", "metric", "value", "low", "high", "n"])
+
+    def _repr_html_(self) -> str:
+        """Return a table that needs no widget; every name is escaped."""
+        rows = [(name, score, "td") for name, score in self.items()]
+        rows += [(f"mean of {group}", self.mean(group), "th") for group in self.groups()]
+        heads = "".join(f"<th>{head}</th>" for head in ("task", "group", "metric", "value", "95 % interval", "n"))
+        body = "".join(_table_row(name, score, tag) for name, score, tag in rows)
+        shown = html.escape(", ".join(f"{key}: {self.settings[key]}" for key in _SHOWN if key in self.settings))
+        return f"<table><caption>{shown}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+
+
+_SHOWN = ("suite", "split", "limit", "seed", "decoding", "chat_template", "too_long_skipped")
+
+
+def _table_row(name: str, score: Score, tag: str) -> str:
+    cells = (name, score.group, score.metric, f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}", score.n)
+    return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
