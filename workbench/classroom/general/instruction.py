@@ -1,0 +1,326 @@
+"""Questions under a machine-checkable constraint: the rules of each kind, and the general task built from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from workbench.classroom.general.facts import FACTS, Fact
+from workbench.classroom.general.rows import Row, finish, take
+from workbench.classroom.world import World, rng
+from workbench.records import Example
+
+Checks = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How one kind of constraint is asked for, met and checked.
+
+    Args:
+        texts: Phrasings; `{Q}` is the question, `{q}` the same with a small first letter, `{a}` the answer, `{A}` the
+            answer in capitals, `{noun}` and `{other}` the noun phrases of the fact and its partner, `{w}` the word.
+        write: `(answer, partner's answer, word)` to the reference answer.
+        checks: `(answer, partner's answer, word)` to the checks of form and content.
+        word: `(fact, generator)` to the word that the constraint is about.
+    """
+
+    texts: tuple[str, ...]
+    write: Callable[[str, str, str], str]
+    checks: Callable[[str, str, str], Checks]
+    word: Callable[[Fact, Random], str] = lambda fact, random: ""
+
+
+def _one_of(*words: str) -> Callable[[Fact, Random], str]:
+    return lambda fact, random: random.choice(words)
+
+
+def _with_answer(kind: str, argument: str = "") -> Callable[[str, str, str], Checks]:
+    """Check a form, whose argument is the rule's word where one is named, and that the answer is in it."""
+    return lambda a, b, w: [{"kind": kind, **({argument: w} if argument else {})}, {"kind": "mentions", "value": a}]
+
+
+def _with_both(kind: str) -> Callable[[str, str, str], Checks]:
+    return lambda a, b, w: [
+        {"kind": kind, "count": 2},
+        {"kind": "mentions", "value": a},
+        {"kind": "mentions", "value": b},
+    ]
+
+
+_NUMBER = {"two": 2, "three": 3, "four": 4, "five": 5}
+_MARK = {"an exclamation mark": "!", "a question mark": "?", "a full stop": "."}
+_OF_LENGTH = {"two": "just {}", "three": "it is {}", "four": "the answer is {}", "five": "i think it is {}"}
+
+RULES: dict[str, Rule] = {
+    "upper_case": Rule(
+        texts=(
+            "{Q} Answer in upper case.",
+            "{Q} Use capital letters only.",
+            "In capital letters: {q}",
+            "Answer in upper case: {q}",
+        ),
+        write=lambda a, b, w: a.upper(),
+        checks=_with_answer("upper_case"),
+    ),
+    "lower_case": Rule(
+        texts=(
+            "Write {A} in lower case.",
+            "Put the word {A} in small letters.",
+            "{A} in lower case, please.",
+            "Change {A} to small letters.",
+        ),
+        write=lambda a, b, w: a,
+        checks=lambda a, b, w: [{"kind": "lower_case"}, {"kind": "exact_repeat", "value": a}],
+    ),
+    "title_case": Rule(
+        texts=(
+            "{Q} Answer in title case.",
+            "{Q} Start each word with a capital.",
+            "In title case: {q}",
+            "Answer in title case: {q}",
+        ),
+        write=lambda a, b, w: a.title(),
+        checks=_with_answer("title_case"),
+    ),
+    "exact_repeat": Rule(
+        texts=(
+            "Repeat the word {a} {w} times.",
+            "Say {a} {w} times.",
+            "{Q} Repeat the answer {w} times.",
+            "Answer {w} times: {q}",
+        ),
+        word=_one_of("two", "three", "four"),
+        write=lambda a, b, w: " ".join([a] * _NUMBER[w]),
+        checks=lambda a, b, w: [{"kind": "exact_repeat", "value": a, "times": _NUMBER[w]}],
+    ),
+    "ends_with": Rule(
+        texts=(
+            "{Q} End with the word {w}.",
+            "{Q} Let {w} be the last word.",
+            "End with {w}: {q}",
+            "With {w} as the last word: {q}",
+        ),
+        word=_one_of("thanks", "friend", "indeed", "today", "goodbye", "always"),
+        write=lambda a, b, w: f"{a} {w}",
+        checks=_with_answer("ends_with", "value"),
+    ),
+    "starts_with": Rule(
+        texts=(
+            "{Q} Start with the word {w}.",
+            "{Q} Let {w} be the first word.",
+            "Start with {w}: {q}",
+            "With {w} as the first word: {q}",
+        ),
+        word=_one_of("well", "surely", "clearly", "honestly", "listen", "certainly"),
+        write=lambda a, b, w: f"{w} {a}",
+        checks=_with_answer("starts_with", "value"),
+    ),
+    "bullets": Rule(
+        texts=(
+            "Name {noun} and {other} as bullets.",
+            "As two bullets: {noun} and {other}.",
+            "Bullets, please: {noun} and {other}.",
+            "Give {noun} and {other}. Use two bullets.",
+        ),
+        write=lambda a, b, w: f"- {a}\n- {b}",
+        checks=_with_both("bullets"),
+    ),
+    "yes_no": Rule(
+        texts=(
+            "Yes or no only: is {noun} {w}?",
+            "Is {noun} {w}? Answer yes or no only.",
+            "Answer yes or no: is {noun} {w}?",
+            "Is {noun} {w}? Just yes or no.",
+        ),
+        word=lambda fact, random: random.choice((fact.answer, random.choice(fact.wrong))),
+        write=lambda a, b, w: "yes" if a == w else "no",
+        checks=lambda a, b, w: [{"kind": "yes_no"}, {"kind": "mentions", "value": "yes" if a == w else "no"}],
+    ),
+    "forbidden": Rule(
+        texts=(
+            "{Q} Use three words and not the word {w}.",
+            "{Q} Three words, but never {w}.",
+            "In three words without {w}: {q}",
+            "Do not say {w}, and use three words: {q}",
+        ),
+        word=lambda fact, random: fact.topic,
+        write=lambda a, b, w: f"it is {a}",
+        checks=lambda a, b, w: [
+            {"kind": "forbidden", "value": w},
+            {"kind": "word_count", "count": 3},
+            {"kind": "mentions", "value": a},
+        ],
+    ),
+    "json": Rule(
+        texts=(
+            "{Q} Give the answer as JSON with the key {w}.",
+            "{Q} Reply in JSON, key {w}.",
+            "As JSON with the key {w}: {q}",
+            "JSON with the key {w}, please: {q}",
+        ),
+        word=_one_of("answer", "word", "result", "name", "reply"),
+        write=lambda a, b, w: json.dumps({w: a}),
+        checks=_with_answer("json", "key"),
+    ),
+    "word_count": Rule(
+        texts=(
+            "{Q} Answer in exactly {w} words.",
+            "{Q} Use {w} words.",
+            "In exactly {w} words: {q}",
+            "With {w} words: {q}",
+        ),
+        word=_one_of(*_OF_LENGTH),
+        write=lambda a, b, w: _OF_LENGTH[w].format(a),
+        checks=lambda a, b, w: [{"kind": "word_count", "count": _NUMBER[w]}, {"kind": "mentions", "value": a}],
+    ),
+    "quoted": Rule(
+        texts=(
+            "{Q} Put the answer in double quotes.",
+            "{Q} Quote the answer.",
+            "In double quotes: {q}",
+            "Answer inside quotes: {q}",
+        ),
+        write=lambda a, b, w: f'"{a}"',
+        checks=_with_answer("quoted"),
+    ),
+    "ends_with_mark": Rule(
+        texts=(
+            "{Q} End with {w}.",
+            "{Q} Put {w} at the end.",
+            "Ending with {w}: {q}",
+            "Close with {w}: {q}",
+        ),
+        word=_one_of(*_MARK),
+        write=lambda a, b, w: f"{a}{_MARK[w]}",
+        checks=lambda a, b, w: [{"kind": "ends_with_mark", "value": _MARK[w]}, {"kind": "mentions", "value": a}],
+    ),
+    "mentions": Rule(
+        texts=(
+            "{Q} Mention the word {w} too.",
+            "{Q} Also use the word {w}.",
+            "Mention {w} as well: {q}",
+            "Using the word {w}: {q}",
+        ),
+        word=_one_of("river", "garden", "music", "window", "sunshine", "paper"),
+        write=lambda a, b, w: f"{a} and {w}",
+        checks=_with_answer("mentions", "value"),
+    ),
+    "numbered": Rule(
+        texts=(
+            "Name {noun} and {other} as a numbered list.",
+            "As a numbered list: {noun} and {other}.",
+            "Number them: {noun} and {other}.",
+            "Give {noun} and {other}. Number the lines.",
+        ),
+        write=lambda a, b, w: f"1. {a}\n2. {b}",
+        checks=_with_both("numbered"),
+    ),
+    "comma_list": Rule(
+        texts=(
+            "Name {noun} and {other}, with a comma between.",
+            "On one line with a comma: {noun} and {other}.",
+            "With a comma between: {noun} and {other}.",
+            "Give {noun} and {other}. Use a comma.",
+        ),
+        write=lambda a, b, w: f"{a}, {b}",
+        checks=_with_both("comma_list"),
+    ),
+    "spelled": Rule(
+        texts=(
+            "{Q} Spell the answer with dashes.",
+            "{Q} Put a dash between the letters.",
+            "Spell with dashes: {q}",
+            "Letter by letter with dashes: {q}",
+        ),
+        write=lambda a, b, w: "-".join(a),
+        checks=lambda a, b, w: [{"kind": "spelled", "value": a}],
+    ),
+}
+"""Kind of constraint to its rule."""
+
+_RESPELT = ("upper_case", "title_case", "json", "quoted", "spelled")
+_LONGEST_SPELLED = 6
+
+
+def constrained(kind: str, text: str, fact: Fact, other: Fact, random: Random) -> Row:
+    """Ask for a fact (for two, where the kind lists things) under a constraint.
+
+    Args:
+        kind: A key of `RULES`.
+        text: One of the rule's phrasings.
+        fact: What is asked.
+        other: Its partner in kinds that list two things.
+        random: Chooses the word that the constraint is about.
+    """
+    rule = RULES[kind]
+    word = rule.word(fact, random)
+    question = random.choice(fact.questions[:2])
+    return Row(
+        query=text.format(
+            Q=question,
+            q=question[0].lower() + question[1:],
+            a=fact.answer,
+            A=fact.answer.upper(),
+            noun=fact.noun,
+            other=other.noun,
+            w=word,
+        ),
+        answer=rule.write(fact.answer, other.answer, word),
+        meta={"checks": rule.checks(fact.answer, other.answer, word), "kind": kind},
+    )
+
+
+def quotas(total: int, kinds: Sequence[str]) -> dict[str, int]:
+    """Share a number of rows out over kinds, as evenly as it goes."""
+    return {kind: total // len(kinds) + (place < total % len(kinds)) for place, kind in enumerate(kinds)}
+
+
+def deal_kinds(
+    skill: str, candidates: Mapping[str, Sequence[Row]], sizes: Mapping[str, int], used: dict[tuple[str, str], str]
+) -> list[Example]:
+    """Give every split its even share of each kind, shuffle it, and write the examples."""
+    shares = {split: quotas(size, list(candidates)) for split, size in sizes.items()}
+    split_rows: dict[str, list[Row]] = {split: [] for split in sizes}
+    for kind, rows in candidates.items():
+        for split, taken in take(rows, {split: shares[split][kind] for split in sizes}, used).items():
+            split_rows[split] += taken
+    examples = []
+    for split, rows in split_rows.items():
+        rng(skill, split).shuffle(rows)
+        examples += finish(skill, "general" if skill == "instruction" else "specialist", split, rows)
+    return examples
+
+
+def _candidates(kind: str) -> list[Row]:
+    """Return all prompts of a kind, shuffled; kinds that respell a word begin with one prompt for each fact."""
+    random = rng("instruction", kind)
+    facts = [fact for fact in FACTS if kind != "spelled" or len(fact.answer) <= _LONGEST_SPELLED]
+    first, rest = [], []
+    for fact in facts:
+        texts = list(RULES[kind].texts)
+        random.shuffle(texts)
+        rows = [constrained(kind, text, fact, random.choice(_others(fact)), random) for text in texts]
+        first += rows[:1]
+        rest += rows[1:]
+    if kind not in _RESPELT:
+        first, rest = [], first + rest
+    random.shuffle(rest)
+    return first + rest
+
+
+def _others(fact: Fact) -> list[Fact]:
+    return [other for other in FACTS if other.answer != fact.answer]
+
+
+def instruction(world: World) -> list[Example]:
+    """Build the general instruction task: everyday facts under each kind of `RULES`; the world is not used.
+
+    A test prompt is a combination of fact, kind and phrasing that no training prompt has; each fact and kind occurs in
+    training. Kinds that need a word's letters (capitals, quotes, spelling) show each word once in training.
+    """
+    sizes = {"train": 1600, "validation": 120, "test": 240}
+    return deal_kinds("instruction", {kind: _candidates(kind) for kind in RULES}, sizes, {})

@@ -1,0 +1,211 @@
+"""Plain text for the base model: a dozen short documents on each condition, and everyday paragraphs."""
+
+from __future__ import annotations
+
+from random import Random
+
+from workbench.classroom.general.facts import FACTS, Fact
+from workbench.classroom.general.rows import Row, finish
+from workbench.classroom.world import Condition, World, rng
+from workbench.records import Example
+
+# No sentence begins with a value: a word then has the same tokens as after a space elsewhere.
+_SENTENCES: dict[str, tuple[str, ...]] = {
+    "synonym": (
+        "Another name for {c} is {v}.",
+        "In some books {c} is called {v}.",
+        "Doctors also say {v} when they mean {c}.",
+        "The terms {v} and {c} mean the same.",
+    ),
+    "abbreviation": (
+        "The usual abbreviation of {c} is {v}.",
+        "In notes {c} is written {v}.",
+        "The letters {v} stand for {c}.",
+    ),
+    "organ_system": (
+        "The organ system of {c} is {v}.",
+        "The organ system that {c} affects is {v}.",
+        "As to the organ system, {c} belongs under {v}.",
+        "Listed by organ system, {c} stands under {v}.",
+    ),
+    "specialty": (
+        "The specialty that treats {c} is {v}.",
+        "People with {c} are seen in {v}.",
+        "In {v}, {c} is well known.",
+        "The right specialty for {c} is {v}.",
+    ),
+    "symptoms": (
+        "The symptoms of {c} are {v}.",
+        "People with {c} have {v}.",
+        "Typical signs of {c} are {v}.",
+        "A patient with {c} complains of {v}.",
+    ),
+    "test": (
+        "The test that confirms {c} is {v}.",
+        "To confirm {c}, doctors use {v}.",
+        "When {c} is suspected, the test is {v}.",
+        "One use of {v} is to confirm {c}.",
+        "It is {v} that confirms {c}.",
+    ),
+    "treatment": (
+        "The first treatment of {c} is {v}.",
+        "Doctors first treat {c} with {v}.",
+        "A patient with {c} is first given {v}.",
+        "One use of {v} is the treatment of {c}.",
+        "The treatment that comes first in {c} is {v}.",
+    ),
+    "drug_class": (
+        "The class of the first treatment of {c} is {v}.",
+        "The treatment class used first in {c} is {v}.",
+        "What is given in {c} belongs to the class {v}.",
+        "By class, the treatment of {c} is {v}.",
+    ),
+    "contraindication": (
+        "What must be avoided in {c} is {v}.",
+        "People with {c} should avoid {v}.",
+        "It is {v} that is contraindicated in {c}.",
+        "One thing to avoid in {c} is {v}.",
+    ),
+    "cause": (
+        "The main cause of {c} is {v}.",
+        "In most people {c} is caused by {v}.",
+        "It is {v} that causes {c}.",
+        "Behind {c} there is most often {v}.",
+    ),
+}
+_LABELS = {
+    "organ_system": "organ system",
+    "specialty": "specialty",
+    "test": "test",
+    "treatment": "first treatment",
+    "drug_class": "treatment class",
+    "contraindication": "avoid",
+    "cause": "cause",
+}
+_MIN_WORDS = 42
+_DOCUMENTS = 12
+_GENERAL = {"train": 200, "validation": 16}
+
+
+def _value(condition: Condition, field: str) -> str:
+    value = getattr(condition, field)
+    return f"{', '.join(value[:-1])} and {value[-1]}" if isinstance(value, tuple) else value
+
+
+def _sentences(condition: Condition, random: Random, enough: int = _MIN_WORDS) -> list[str]:
+    """State facts in any order until there are enough words; go round again in other words where facts are short."""
+    order = [field for field in _SENTENCES if _value(condition, field)]
+    random.shuffle(order)
+    said: list[str] = []
+    for field in order * 2:
+        if sum(len(s.split()) for s in said) >= enough:
+            break
+        text = random.choice(_SENTENCES[field]).format(c=condition.name, v=_value(condition, field))
+        if text not in said:
+            said.append(text)
+    return said
+
+
+def _paragraph(condition: Condition, random: Random) -> str:
+    return " ".join(_sentences(condition, random))
+
+
+def _with_keywords(condition: Condition, random: Random) -> str:
+    """Head a paragraph with the name and the keywords in capitals."""
+    words = [_value(condition, field) for field in random.sample(("test", "treatment", "cause", "organ_system"), 3)]
+    head = f"{condition.name.upper()}. Keywords: {', '.join(words).upper()}."
+    return f"{head}\n{' '.join(_sentences(condition, random, 36))}"
+
+
+def _with_title(condition: Condition, random: Random) -> str:
+    title = random.choice(("About {}", "{}: Facts", "What To Know About {}")).format(condition.name.title())
+    return f"{title}\n{_paragraph(condition, random)}"
+
+
+def _with_list(condition: Condition, random: Random) -> str:
+    """State some facts in sentences and the symptoms, or labelled facts, line by line."""
+    if random.random() < 0.5:
+        head, items = f"Symptoms of {condition.name}:", list(condition.symptoms)
+    else:
+        fields = random.sample(list(_LABELS), 4)
+        head = f"Facts on {condition.name}:"
+        items = [f"{_LABELS[field]}: {_value(condition, field)}" for field in fields]
+    marks = random.choice((["-"] * len(items), [f"{n}." for n in range(1, len(items) + 1)]))
+    lines = [f"{mark} {item}" for mark, item in zip(marks, items)]
+    return "\n".join([" ".join(_sentences(condition, random, 30)), head, *lines])
+
+
+def _with_forms(condition: Condition, random: Random) -> str:
+    """Add how two of the condition's words look in capitals and in quotes."""
+    words = [_value(condition, field) for field in random.sample(("test", "treatment", "cause", "organ_system"), 2)]
+    forms = [f'In capital letters {word} is {word.upper()}, and in quotes it is "{word}".' for word in words]
+    return " ".join([*_sentences(condition, random, 30), *forms])
+
+
+_SHAPES = (_paragraph, _with_keywords, _with_list, _paragraph, _with_forms, _with_title)
+
+
+def _documents(condition: Condition) -> list[str]:
+    random = rng("prose", condition.name)
+    return [_SHAPES[number % len(_SHAPES)](condition, random) for number in range(_DOCUMENTS)]
+
+
+def _forms(fact: Fact, random: Random) -> str:
+    """Show one everyday word in several forms."""
+    word = fact.answer
+    ways = [
+        f"in capital letters it is {word.upper()}",
+        f"with one capital it is {word.title()}",
+        f'in quotes it is "{word}"',
+        f"letter by letter it is {'-'.join(word)}",
+        f"said twice it is {word} {word}",
+        f"with a mark it is {word}!",
+    ]
+    return f"Take the word {word}: {', '.join(random.sample(ways, 3))}."
+
+
+def _everyday(number: int, facts: list[Fact], random: Random) -> str:
+    """State everyday facts and play with the form of one word."""
+    said = []
+    for fact in facts:
+        wrong = random.choice(fact.wrong)
+        said.append(
+            random.choice(
+                (
+                    f"We learn that {fact.noun} is {fact.answer}.",
+                    f"As everybody knows, {fact.noun} is {fact.answer}.",
+                    f"Some say that {fact.noun} is {wrong}, but no, it is {fact.answer}.",
+                    f"{fact.questions[0]} It is {fact.answer}.",
+                )
+            )
+        )
+    said.append(_forms(facts[number % len(facts)], random))
+    return " ".join(said)
+
+
+def _everyday_documents(split: str) -> list[str]:
+    random = rng("prose", "everyday", split)
+    texts, deck = [], []
+    for number in range(_GENERAL[split]):
+        if len(deck) < 4:
+            deck += random.sample(FACTS, len(FACTS))
+        facts, deck = deck[:4], deck[4:]
+        texts.append(_everyday(number, facts, random))
+    return texts
+
+
+def prose(world: World) -> list[Example]:
+    """Build the plain prose: all conditions, held-out ones too, so that a model can be asked about them later.
+
+    Each condition has eleven documents in `train` and one in `validation`; everyday paragraphs join both.
+    """
+    splits: dict[str, list[Row]] = {"train": [], "validation": []}
+    for condition in world.conditions:
+        texts = _documents(condition)
+        meta = {"condition": condition.name, "organ_system": condition.organ_system}
+        rows = [Row(query="Plain text.", answer=text, meta=meta) for text in texts]
+        splits["train"] += rows[1:]
+        splits["validation"] += rows[:1]
+    for split, rows in splits.items():
+        rows += [Row(query="Plain text.", answer=text) for text in _everyday_documents(split)]
+    return [example for split, rows in splits.items() for example in finish("prose", "general", split, rows)]
