@@ -1,0 +1,219 @@
+"""A recipe as a mergekit configuration, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from workbench.errors import ConfigError
+from workbench.merging.recipe import METHODS, MergeRecipe
+from workbench.merging.weights import DEFAULT, Curve, Weight, curve_at, freeze_weight, is_filters
+
+_KEYS = {"merge_method", "models", "slices", "base_model", "parameters", "dtype"}
+_PARAMETERS = {"linear": {"weight", "normalize"}, "slerp": {"t"}}
+
+
+def write_yaml(recipe: MergeRecipe, *, absolute: bool) -> str:
+    """Return the mergekit configuration of a recipe; see `MergeRecipe.to_yaml`."""
+    names = [_absolute(name) if absolute else name for name in recipe.parents]
+    inputs: list[dict[str, Any]] = [{"model": name} for name in names]
+    config: dict[str, Any] = {"merge_method": recipe.method}
+    shared: dict[str, Any] = {}
+    assert recipe.weights is not None
+    if recipe.method == "slerp":
+        config["base_model"] = names[0]
+        shared["t"] = _setting(share(*recipe.weights))
+    else:
+        for entry, weight in zip(inputs, recipe.weights):
+            entry["parameters"] = {"weight": _setting(weight)}
+    if recipe.normalise is not None:
+        shared["normalize"] = recipe.normalise
+    if recipe.num_layers is None:
+        config["models"] = inputs
+    else:
+        config["slices"] = [{"sources": [{**entry, "layer_range": [0, recipe.num_layers]} for entry in inputs]}]
+    if shared:
+        config["parameters"] = shared
+    if recipe.dtype is not None:
+        config["dtype"] = recipe.dtype
+    return yaml.safe_dump(config, sort_keys=False, default_flow_style=None, allow_unicode=True)
+
+
+def _absolute(name: str) -> str:
+    from workbench.models import model_folder
+
+    place = model_folder(name)
+    return str(place.resolve()) if isinstance(place, Path) else place
+
+
+def _setting(weight: Weight) -> Any:
+    if isinstance(weight, float):
+        return weight
+    if not is_filters(weight):
+        return list(weight)
+    entries = [{"filter": name, "value": _setting(leaf)} for name, leaf in weight]  # pyright: ignore
+    return [*entries[:-1], {"value": entries[-1]["value"]}]
+
+
+def share(first: Weight, second: Weight) -> Weight:
+    """Return t = w_2 / (w_1 + w_2) as one weight, which is what mergekit's slerp takes.
+
+    Args:
+        first: The first parent's weight.
+        second: The second parent's weight.
+
+    Raises:
+        ConfigError: The two have different filters, or their sum changes over depth, so that t is no piecewise
+            linear curve.
+    """
+    if not is_filters(first) and not is_filters(second):
+        return _share_of_curves(first, second)  # pyright: ignore[reportArgumentType]
+    names = [[name for name, _ in weight] for weight in (first, second) if is_filters(weight)]  # pyright: ignore
+    if names[0] != names[-1]:
+        raise ConfigError(
+            f"The parents have the filters {names[0]} and {names[1]}; mergekit's slerp has one list of filters, for t. "
+            "Give both parents the same filters in the same order, or use with_ratio(t)."
+        )
+    leaves = [dict(weight) if is_filters(weight) else dict.fromkeys(names[0], weight) for weight in (first, second)]  # pyright: ignore
+    return tuple((name, _share_of_curves(leaves[0][name], leaves[1][name])) for name in names[0])  # pyright: ignore
+
+
+def _share_of_curves(first: float | Curve, second: float | Curve) -> float | Curve:
+    if isinstance(first, float) and isinstance(second, float):
+        return second / (first + second)
+    steps = math.lcm(*(max(len(curve) - 1, 1) for curve in (first, second) if isinstance(curve, tuple)))
+    pairs = [(curve_at(first, step / steps), curve_at(second, step / steps)) for step in range(steps + 1)]
+    sums = [a + b for a, b in pairs]
+    if max(sums) - min(sums) > 1e-9 * max(map(abs, sums)):
+        raise ConfigError(
+            f"The two parents' weights sum to {min(sums):g} at one depth and {max(sums):g} at another; mergekit's slerp "
+            "has one curve t = w_2 / (w_1 + w_2), which is then not piecewise linear. Give weights whose sum stays the "
+            "same, or use with_ratio(t)."
+        )
+    return tuple(b / total for (_, b), total in zip(pairs, sums))
+
+
+def read_yaml(text: str) -> dict[str, Any]:
+    """Return the fields of a `MergeRecipe` from a mergekit configuration; see `MergeRecipe.from_yaml`."""
+    config = _parse(text)
+    method = config.get("merge_method")
+    if method not in METHODS:
+        raise ConfigError(f"merge_method: {method!r}; known methods are {', '.join(METHODS)}. Use one of these.")
+    _only(config, _KEYS, "at the top")
+    inputs, scopes, num_layers = _inputs(config)
+    known = _PARAMETERS[method]
+    for scope in [*scopes, *(parameters for _, parameters in inputs)]:
+        _only(scope, known, f"among the parameters of {method}")
+    inputs = _base_first(inputs, config.get("base_model"), required=method == "slerp")
+    fields: dict[str, Any] = {
+        "parents": [name for name, _ in inputs],
+        "method": method,
+        "normalise": next((scope["normalize"] for scope in scopes if "normalize" in scope), None),
+        "dtype": config.get("dtype"),
+        "num_layers": num_layers,
+    }
+    if method == "slerp":
+        second = freeze_weight(_resolve("t", scopes, "the merge"), "t")
+        return fields | {"weights": MergeRecipe(parents=fields["parents"]).with_ratio(second).weights}
+    return fields | {"weights": [_resolve("weight", [own, *scopes], name) for name, own in inputs]}
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The text is not YAML ({error}). Pass a mergekit configuration.") from error
+    if not isinstance(config, dict):
+        raise ConfigError(
+            f"The text is {text[:60]!r}; a mergekit configuration is a mapping with merge_method, models."
+        )
+    return config
+
+
+def _only(mapping: Any, known: set[str], where: str) -> None:
+    for key in mapping:
+        if key not in known:
+            raise ConfigError(
+                f"{key!r} {where} has no place in a recipe, which knows {', '.join(sorted(known))} there. "
+                "Take it out, if the merge means the same without it."
+            )
+
+
+Input = tuple[str, Mapping[str, Any]]
+
+
+def _inputs(config: Mapping[str, Any]) -> tuple[list[Input], list[Mapping[str, Any]], int | None]:
+    shared = [config.get("parameters") or {}]
+    if ("models" in config) == ("slices" in config):
+        raise ConfigError("The configuration needs either 'models' or 'slices'. Give one of them.")
+    if "models" in config:
+        return [_input(entry, {"model", "parameters"}) for entry in config["models"] or []], shared, None
+    slices = config["slices"] or []
+    ranges = [entry.get("layer_range") for piece in slices for entry in piece.get("sources", [])]
+    if len(slices) != 1 or not ranges or any(r != ranges[0] or len(r or ()) != 2 or r[0] != 0 for r in ranges):
+        raise ConfigError(
+            f"{len(slices)} slices with the layer ranges {ranges}; a recipe merges whole models, which is one slice "
+            "whose sources all have the range [0, number of layers]. Use 'models' instead of 'slices'."
+        )
+    _only(slices[0], {"sources", "parameters"}, "in the slice")
+    inputs = [_input(entry, {"model", "parameters", "layer_range"}) for entry in slices[0]["sources"]]
+    return inputs, [slices[0].get("parameters") or {}, *shared], ranges[0][1]
+
+
+def _input(entry: Any, known: set[str]) -> Input:
+    if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
+        raise ConfigError(f"A model is written as {entry!r}; write it as `- model: name`.")
+    _only(entry, known, "in the entry of a model")
+    return entry["model"], entry.get("parameters") or {}
+
+
+def _base_first(inputs: list[Input], base: Any, *, required: bool) -> list[Input]:
+    if base is None and not required:
+        return inputs
+    if not isinstance(base, str):
+        raise ConfigError(f"base_model: {base!r}; slerp starts from its base_model. Name one of the two models.")
+    own = [entry for entry in inputs if entry[0] == base] or [(base, {})]
+    return [*own, *(entry for entry in inputs if entry[0] != base)]
+
+
+def _resolve(key: str, scopes: Sequence[Mapping[str, Any]], owner: str) -> Any:
+    # A scope whose filters match nothing hands the tensor on to the next scope, up to the first unconditional value.
+    filters: dict[str, Any] = {}
+    for setting in (scope[key] for scope in scopes if key in scope):
+        for name, value in _conditions(setting):
+            filters.setdefault(name, _numbers(value, key))
+        if DEFAULT in filters:
+            break
+    if not filters:
+        raise ConfigError(f"No {key!r} for {owner}; mergekit requires one. Add it to the parameters.")
+    return filters[DEFAULT] if list(filters) == [DEFAULT] else filters
+
+
+def _conditions(setting: Any) -> list[tuple[str, Any]]:
+    entries = [setting] if isinstance(setting, dict) else setting
+    if not isinstance(entries, list) or not any(isinstance(entry, dict) for entry in entries):
+        return [(DEFAULT, setting)]
+    pairs: list[tuple[str, Any]] = []
+    for entry in entries:
+        if not isinstance(entry, dict) or "value" not in entry or set(entry) - {"value", "filter"}:
+            raise ConfigError(
+                f"A condition is written as {entry!r}; it has a 'value' and at most a 'filter' beside it."
+            )
+        pairs.append((str(entry.get("filter") or DEFAULT), entry["value"]))
+        if pairs[-1][0] == DEFAULT:
+            break
+    return pairs
+
+
+def _numbers(value: Any, key: str) -> Any:
+    if isinstance(value, list):
+        return [_numbers(item, key) for item in value]
+    try:
+        # YAML 1.1 reads 1e-3 as text.
+        return float(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ConfigError(f"{key}: {value!r} is no number. Give a number or a list of numbers.") from error
