@@ -1,0 +1,152 @@
+"""A real JupyterLab in a real headless Chromium, shut off from the user's settings and from the network."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+ROOT = Path(__file__).parents[2]
+
+
+class Lab:
+    """A running server: its folder of notebooks, its address and its token."""
+
+    def __init__(self, home: Path) -> None:
+        self.folder, self.token = home / "notebooks", secrets.token_hex(16)
+        self.folder.mkdir()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.log = home / "lab.log"
+        self._process = self._start(home)
+
+    def _start(self, home: Path) -> subprocess.Popen:
+        places = {
+            "JUPYTERLAB_SETTINGS_DIR": "settings",
+            "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+            "JUPYTER_CONFIG_DIR": "config",
+            "JUPYTER_DATA_DIR": "data",
+            "JUPYTER_RUNTIME_DIR": "runtime",
+            "IPYTHONDIR": "ipython",
+        }
+        overrides = home / "app" / "settings"
+        overrides.mkdir(parents=True)
+        quiet = {
+            "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
+            "@jupyterlab/completer-extension:manager": {"autoCompletion": False},
+        }
+        (home / "config" / "labconfig").mkdir(parents=True)
+        (home / "config" / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(quiet))
+        environment = os.environ | {name: str(home / place) for name, place in places.items()}
+        environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={self.port}"]
+        command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={self.folder}", "--ServerApp.port_retries=0"]
+        command += [f"--IdentityProvider.token={self.token}", "--LabApp.expose_app_in_browser=True"]
+        with self.log.open("w") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def wait_until_up(self, seconds: float = 60) -> None:
+        """Return when the server answers; fail with its log otherwise."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self._process.poll() is None:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/status?token={self.token}", timeout=2).close()
+                return
+            except OSError:
+                time.sleep(0.3)
+        pytest.fail(f"JupyterLab did not start:\n{self.log.read_text()[-3000:]}")
+
+    def url(self, notebook: str) -> str:
+        """Return the address that opens a notebook of the folder in a fresh workspace."""
+        return f"http://127.0.0.1:{self.port}/lab/tree/{notebook}?reset&token={self.token}"
+
+    def stop(self) -> None:
+        """End the server and its kernels: the process group that was started here."""
+        os.killpg(self._process.pid, signal.SIGTERM)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """One server for all browser tests."""
+    server = Lab(tmp_path_factory.mktemp("lab"))
+    server.wait_until_up()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """One headless browser for all browser tests."""
+    if CHROMIUM is None:
+        pytest.skip(
+            "no chromium on the PATH; install it with the system's package manager, e.g. apt-get install chromium"
+        )
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    """A page of its own profile that records which hosts it asked and what its console complained of."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 1000})
+    page = context.new_page()
+    page.hosts = set()
+    page.errors = []
+    page.on("request", lambda request: page.hosts.add(re.sub(r"^\w+://([^/:?]*).*$", r"\1", request.url)))
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    yield page
+    context.close()
+
+
+def open_notebook(page, lab: Lab, name: str) -> None:
+    """Open a notebook and return when its kernel is idle."""
+    page.goto(lab.url(name))
+    page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
+    page.wait_for_function(
+        "[...document.querySelectorAll('.jp-StatusBar-TextItem')].some((item) => /\\| Idle/.test(item.textContent))",
+        timeout=60_000,
+    )
+
+
+def run_all(page) -> None:
+    """Run all cells and return when they are done."""
+    page.evaluate("async () => { await jupyterapp.commands.execute('notebook:run-all-cells'); }")
+
+
+@pytest.fixture(scope="session")
+def driver():
+    """The two things that every browser test does with a notebook."""
+
+    class Driver:
+        open = staticmethod(open_notebook)
+        run_all = staticmethod(run_all)
+
+    return Driver

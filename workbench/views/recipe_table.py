@@ -1,0 +1,80 @@
+"""A recipe in words: one line, and one row for each layer."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from workbench.errors import ConfigError
+from workbench.merging.weights import depth_positions, is_filters, weight_at
+
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+
+
+def start_weights(recipe: Any) -> tuple[list[float], list[list[float]]]:
+    """Return where the sliders and the curves start: one number for each parent, and one curve for each slider.
+
+    Raises:
+        ConfigError: A weight consists of filters by tensor name, which no slider shows.
+    """
+    if any(is_filters(weight) for weight in recipe.weights):
+        raise ConfigError(
+            f"weights={recipe.weights!r} hold filters by tensor name, and the sliders move numbers and curves; start "
+            "from recipe.replace(weights=[...]) with a number or a list for each parent"
+        )
+    lists = [list(weight) if isinstance(weight, tuple) else [float(weight)] for weight in recipe.weights]
+    means = [min(1.0, max(0.0, sum(values) / len(values))) for values in lists]
+    total = sum(means) or 1.0
+    curves = [
+        values if len(values) >= 3 else [value / total for value in [values[0], mean, values[-1]]]
+        for values, mean in zip(lists, means)
+    ]
+    if len(lists) == 2:
+        return [mean / total for mean in means], curves[1:]
+    return means, curves
+
+
+def recipe_line(recipe: Any, names: Sequence[str]) -> str:
+    """Return the recipe in one line, as `linear: instruct 0.60, clinical 0.40`."""
+    parts = [f"{name} {_weight_text(weight)}" for name, weight in zip(names, recipe.weights)]
+    return f"{recipe.method}: {', '.join(parts)}"
+
+
+def layer_shares(recipe: Any, model: Any) -> list[tuple[str, list[float]]]:
+    """Return each part of the model from input to output with every parent's share of it, which add up to 1.
+
+    Args:
+        recipe: A merge recipe.
+        model: The model whose tensor names are read.
+    """
+    rows: dict[str, list[float]] = {}
+    for name, position in depth_positions([name for name, _ in model.named_parameters()]).items():
+        layer = _LAYER.search(name)
+        part = f"layer {int(layer[1]) + 1}" if layer else "embeddings, final norm, head"
+        if part not in rows:
+            weights = [weight_at(weight, name, position) for weight in recipe.weights]
+            total = sum(weights)
+            rows[part] = [weight / total if total else 0.0 for weight in weights]
+    return list(rows.items())
+
+
+def recipe_table(recipe: Any, names: Sequence[str], model: Any) -> str:
+    """Return the shares of every layer as an HTML table."""
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
+    body = "".join(
+        f'<tr><th scope="row">{part}</th>{"".join(f"<td>{share:.2f}</td>" for share in shares)}</tr>'
+        for part, shares in layer_shares(recipe, model)
+    )
+    return (
+        "<h4>The recipe, layer by layer</h4>"
+        f'<div class="wb-scroll"><table class="wb-table"><thead><tr><th scope="col">part</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _weight_text(weight: Any) -> str:
+    if isinstance(weight, (int, float)):
+        return f"{weight:.2f}"
+    return "[" + ", ".join(f"{value:.2f}" for value in weight) + "]"
