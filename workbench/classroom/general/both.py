@@ -41,8 +41,8 @@ _FIELDS = {
 
 
 def clinical_facts(condition: Condition, pool: Sequence[Condition]) -> list[Fact]:
-    """Return the facts of a condition that are asked for; wrong answers come from other organ systems of the pool."""
-    others = [c for c in pool if c.organ_system != condition.organ_system]
+    """Return the facts of a condition that are asked for; wrong answers come from other organ systems if they can."""
+    others = [c for c in pool if c.organ_system != condition.organ_system] or pool
     facts = []
     for field, (noun, questions) in _FIELDS.items():
         answer = getattr(condition, field)

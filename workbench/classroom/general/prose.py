@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count
 from random import Random
 
 from workbench.classroom.general.facts import FACTS, Fact
@@ -82,72 +84,84 @@ _LABELS = {
     "contraindication": "avoid",
     "cause": "cause",
 }
+_ASKED = ("test", "treatment", "cause", "organ_system")
 _MIN_WORDS = 42
 _DOCUMENTS = 12
 _GENERAL = {"train": 200, "validation": 16}
 
 
-def _value(condition: Condition, field: str) -> str:
-    value = getattr(condition, field)
-    return f"{', '.join(value[:-1])} and {value[-1]}" if isinstance(value, tuple) else value
+class _Teller:
+    """States the facts of one condition in turn: all before any comes again, and then in other words."""
+
+    def __init__(self, condition: Condition) -> None:
+        self.condition = condition
+        self.name = condition.name
+        self.random = rng("prose", condition.name)
+        self._facts = self._forever()
+
+    def value(self, field: str) -> str:
+        value = getattr(self.condition, field)
+        return f"{', '.join(value[:-1])} and {value[-1]}" if isinstance(value, tuple) else value
+
+    def values(self, number: int) -> list[str]:
+        """Draw some of the values that questions ask for."""
+        return [
+            self.value(field) for field in self.random.sample(("test", "treatment", "cause", "organ_system"), number)
+        ]
+
+    def sentences(self, enough: int = _MIN_WORDS) -> str:
+        """Go on with the facts until there are enough words."""
+        said: list[str] = []
+        while sum(len(sentence.split()) for sentence in said) < enough:
+            said.append(next(self._facts))
+        return " ".join(said)
+
+    def _forever(self) -> Iterator[str]:
+        fields = [field for field in _SENTENCES if self.value(field)]
+        wordings = {field: self.random.sample(_SENTENCES[field], len(_SENTENCES[field])) for field in fields}
+        for turn in count():
+            for field in self.random.sample(fields, len(fields)):
+                wording = wordings[field][turn % len(wordings[field])]
+                yield wording.format(c=self.name, v=self.value(field))
 
 
-def _sentences(condition: Condition, random: Random, enough: int = _MIN_WORDS) -> list[str]:
-    """State facts in any order until there are enough words; go round again in other words where facts are short."""
-    order = [field for field in _SENTENCES if _value(condition, field)]
-    random.shuffle(order)
-    said: list[str] = []
-    for field in order * 2:
-        if sum(len(s.split()) for s in said) >= enough:
-            break
-        text = random.choice(_SENTENCES[field]).format(c=condition.name, v=_value(condition, field))
-        if text not in said:
-            said.append(text)
-    return said
+def _paragraph(teller: _Teller) -> str:
+    return teller.sentences()
 
 
-def _paragraph(condition: Condition, random: Random) -> str:
-    return " ".join(_sentences(condition, random))
-
-
-def _with_keywords(condition: Condition, random: Random) -> str:
+def _with_keywords(teller: _Teller) -> str:
     """Head a paragraph with the name and the keywords in capitals."""
-    words = [_value(condition, field) for field in random.sample(("test", "treatment", "cause", "organ_system"), 3)]
-    head = f"{condition.name.upper()}. Keywords: {', '.join(words).upper()}."
-    return f"{head}\n{' '.join(_sentences(condition, random, 36))}"
+    return f"{teller.name.upper()}. Keywords: {', '.join(teller.values(3)).upper()}.\n{teller.sentences(36)}"
 
 
-def _with_title(condition: Condition, random: Random) -> str:
-    title = random.choice(("About {}", "{}: Facts", "What To Know About {}")).format(condition.name.title())
-    return f"{title}\n{_paragraph(condition, random)}"
+def _with_title(teller: _Teller) -> str:
+    title = teller.random.choice(("About {}", "{}: Facts", "What To Know About {}"))
+    return f"{title.format(teller.name.title())}\n{teller.sentences()}"
 
 
-def _with_list(condition: Condition, random: Random) -> str:
+def _with_list(teller: _Teller) -> str:
     """State some facts in sentences and the symptoms, or labelled facts, line by line."""
-    if random.random() < 0.5:
-        head, items = f"Symptoms of {condition.name}:", list(condition.symptoms)
+    if teller.random.random() < 0.5:
+        head, items = f"Symptoms of {teller.name}:", list(teller.condition.symptoms)
     else:
-        fields = random.sample(list(_LABELS), 4)
-        head = f"Facts on {condition.name}:"
-        items = [f"{_LABELS[field]}: {_value(condition, field)}" for field in fields]
-    marks = random.choice((["-"] * len(items), [f"{n}." for n in range(1, len(items) + 1)]))
-    lines = [f"{mark} {item}" for mark, item in zip(marks, items)]
-    return "\n".join([" ".join(_sentences(condition, random, 30)), head, *lines])
+        head = f"Facts on {teller.name}:"
+        items = [f"{_LABELS[field]}: {teller.value(field)}" for field in teller.random.sample(list(_LABELS), 4)]
+    marks = teller.random.choice((["-"] * len(items), [f"{n}." for n in range(1, len(items) + 1)]))
+    return "\n".join([teller.sentences(30), head, *(f"{mark} {item}" for mark, item in zip(marks, items))])
 
 
-def _with_forms(condition: Condition, random: Random) -> str:
+def _with_forms(teller: _Teller) -> str:
     """Add how two of the condition's words look in capitals and in quotes."""
-    words = [_value(condition, field) for field in random.sample(("test", "treatment", "cause", "organ_system"), 2)]
-    forms = [f'In capital letters {word} is {word.upper()}, and in quotes it is "{word}".' for word in words]
-    return " ".join([*_sentences(condition, random, 30), *forms])
+    forms = [f'In capital letters {v} is {v.upper()}, and in quotes it is "{v}".' for v in teller.values(2)]
+    return " ".join([teller.sentences(30), *forms])
 
 
 _SHAPES = (_paragraph, _with_keywords, _with_list, _paragraph, _with_forms, _with_title)
 
 
 def _documents(condition: Condition) -> list[str]:
-    random = rng("prose", condition.name)
-    return [_SHAPES[number % len(_SHAPES)](condition, random) for number in range(_DOCUMENTS)]
+    teller = _Teller(condition)
+    return [_SHAPES[number % len(_SHAPES)](teller) for number in range(_DOCUMENTS)]
 
 
 def _forms(fact: Fact, random: Random) -> str:

@@ -6,7 +6,7 @@ from functools import partial
 from random import Random
 
 from workbench.classroom.general.rows import Row, clinical_task
-from workbench.classroom.general.visits import told, visit
+from workbench.classroom.general.visits import sexes, told, visit
 from workbench.classroom.world import Condition, World
 from workbench.records import Example
 
@@ -48,7 +48,8 @@ _LETTERS = (
     "says others. please write back soon.",
     "good evening. {days} days ago {s} began, out of nowhere, while we were painting the kitchen. i am speaking of "
     "{a_patient} at home. the word {c} is in the letter that we got. nobody explained it, and the phone is always "
-    "busy. what i need to know is simple. {ask}",
+    "busy. what i need to know is simple. {ask} "
+    "thank you for your time.",
 )
 _ASKED = {
     "which test confirms {c} in {a_patient} with {s}?": (
@@ -80,7 +81,8 @@ def _fill(text: str, **words: str) -> str:
 
 
 def _impression_row(world: World, condition: Condition, random: Random) -> Row:
-    others = [c for c in world.seen if c.name != condition.name]
+    v = visit(condition, random)
+    others = [c for c in world.seen if c.name != condition.name and v.sex in sexes(c)]
     near = [c for c in others if c.organ_system == condition.organ_system]
     words = {
         "degree": random.choice(("mild", "moderate", "severe")),
@@ -89,7 +91,7 @@ def _impression_row(world: World, condition: Condition, random: Random) -> Row:
     }
     query = random.choice(("Write the impression.", "Impression?", "Sum up the report as an impression."))
     frames = [_fill(frame, **words) for frame in _REPORTS]
-    return told(visit(condition, random), random, frames, query, _fill(_IMPRESSION, **words))
+    return told(v, random, frames, query, _fill(_IMPRESSION, **words))
 
 
 def _discharge_row(condition: Condition, random: Random) -> Row:

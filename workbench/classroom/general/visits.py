@@ -78,19 +78,23 @@ class Visit:
         return [fact for fact in dict.fromkeys(facts) if fact in answer]
 
 
-def visit(condition: Condition, random: Random) -> Visit:
-    """Draw a visit for a condition; the sex fits conditions that only men or women have."""
+def sexes(condition: Condition) -> tuple[str, ...]:
+    """Return who can have a condition, judged by the organs and complaints that its facts name."""
     text = " ".join([condition.name, condition.test, *condition.symptoms])
-    sexes = ["man", "woman"]
     if any(part in text for part in ("prostat", "testic", "scrotal")):
-        sexes = ["man"]
-    elif any(part in text for part in ("period", "uter", "ovar", "vagin", "pregnan")):
-        sexes = ["woman"]
+        return ("man",)
+    if any(part in text for part in ("period", "uter", "ovar", "vagin", "pregnan")):
+        return ("woman",)
+    return ("man", "woman")
+
+
+def visit(condition: Condition, random: Random) -> Visit:
+    """Draw a visit for a condition."""
     own = " ".join(condition.symptoms).split()
     return Visit(
         condition=condition,
         age=random.randrange(20, 90),
-        sex=random.choice(sexes),
+        sex=random.choice(sexes(condition)),
         symptoms=" and ".join(random.sample(condition.symptoms, 2)),
         absent=random.choice([a for a in _ABSENT if not set(a.split()[-2:]) & set(own)]),
         days=random.choice(NUMBERS),
