@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 from workbench.classroom.build import build_models, write_examples
@@ -23,7 +24,13 @@ def main() -> None:
         for task, rows in write_examples(root).items():
             print(f"{task:24}{rows:6} rows")
     else:
-        build_models(root, options.out or root / "models", seed=options.seed, scale=options.scale)
+        build_models(
+            root,
+            options.out or root / "models",
+            seed=options.seed,
+            scale=options.scale,
+            report=partial(print, flush=True),
+        )
     print(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
 
 

@@ -34,7 +34,7 @@ def write_examples(root: Path) -> Counter[str]:
     (root / "examples").mkdir(exist_ok=True)
     counts: Counter[str] = Counter()
     for task, generate in TASKS.items():
-        rows = [json.dumps(example.to_dict(), ensure_ascii=False) for example in generate(world)]
+        rows = [_line(example) for example in generate(world)]
         _write(root / "examples" / f"{task}.jsonl", "\n".join(rows) + "\n")
         counts[task] = len(rows)
     return counts
@@ -46,7 +46,7 @@ def read_examples(root: Path, tasks: Iterable[str] = TASKS) -> dict[str, list[Ex
     for task in tasks:
         lines = (root / "examples" / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
-        found[task] = [Example(**{**r, "choices": r["choices"] and tuple(r["choices"])}) for r in rows]
+        found[task] = [Example(**{**r, "choices": tuple(r["choices"]) if "choices" in r else None}) for r in rows]
     return found
 
 
@@ -110,8 +110,13 @@ def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: P
         path.chmod(0o644)
 
 
+def _line(example: Example) -> str:
+    """Return a row without its empty columns and without `source`, which a loader sets to file and row."""
+    row = {name: value for name, value in example.to_dict().items() if value and name != "source"}
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+
+
 def _write(path: Path, text: str) -> None:
     fresh = path.with_suffix(".tmp")
     fresh.write_text(text, encoding="utf-8", newline="\n")
     fresh.replace(path)
-

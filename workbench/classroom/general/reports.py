@@ -11,45 +11,41 @@ from workbench.classroom.world import Condition, World
 from workbench.records import Example
 
 _REPORTS = (
-    "report of {test}. reason: {a_patient} with {s}. the quality is good. an earlier study of {weeks} weeks ago is at "
-    "hand. findings: there are {degree} changes that are typical of {c}. side by side with the earlier study they are "
-    "{change}. there is no sign of {other}. the patient should be seen in {specialty}.",
+    "report of {test}. reason: {a_patient} with {s}. an earlier study was done {weeks} weeks ago. findings: there are "
+    "{degree} changes typical of {c}. by comparison they are {change}. there is no sign of {other}. the patient should "
+    "be seen in {specialty}.",
     "study: {test}. patient: {patient}. clinical question: {s}, what is the cause? findings: what we see is {degree} "
-    "and fits with {c}. {other} was looked for and not found. {weeks} weeks ago there was another study, and since "
-    "then it is {change}. we advise an appointment in {specialty}.",
+    "and fits with {c}. {other} was not found. in the {weeks} weeks since the last study it is {change}. we advise "
+    "an appointment in {specialty}.",
     "{a_patient} was sent to us because of {s}. we did {test}, as {weeks} weeks ago. the changes are {change} since "
-    "then, {degree} in degree, and match {c}. nothing points to {other}. everything else is as expected for the age. "
-    "please arrange a visit to {specialty}.",
+    "then, {degree} in degree, and match {c}. nothing points to {other}. please arrange a visit to {specialty}.",
 )
 _IMPRESSION = "impression: {degree} {c} on {test}, {change} over {weeks} weeks. no sign of {other}. {specialty} review."
 
 _COURSES = (
-    "{a_patient} came to the ward with {s}, which had begun {days} days before. on the first morning {test} showed "
-    "{c}. the team chose {treatment}, and told the family that {avoid} must be avoided. the nights were calm. after "
-    "{stay} days the way home was open. the {specialty} clinic is booked in {weeks} weeks.",
-    "admission: {s} for {days} days. patient: {patient}. work-up: {test}, which pointed to {c}. course: {treatment} "
-    "was given and well tolerated, and visitors came every evening. warning: {avoid} is to be avoided. stay: {stay} "
-    "days, then home. next: {specialty} clinic in {weeks} weeks.",
+    "{a_patient} came to the ward with {s}, which had begun {days} days before. {test} showed {c}. the team chose "
+    "{treatment}, and told the family that {avoid} must be avoided. the nights were calm. after {stay} days the way "
+    "home was open. {specialty} has a visit booked in {weeks} weeks.",
+    "admission: {s} for {days} days. patient: {patient}. work-up: {test}, pointing to {c}. course: {treatment} was "
+    "well tolerated, and visitors came. warning: {avoid} is to be avoided. stay: {stay} days, then home. next: "
+    "{specialty} in {weeks} weeks.",
     "the ambulance brought {a_patient}. there had been {s} for {days} days. {c} was suspected and {test} confirmed it. "
-    "{treatment} made the complaints less each day. the chart says to avoid {avoid}. after {stay} days the patient "
-    "left in good spirits, and {specialty} will see the patient in {weeks} weeks.",
+    "{treatment} helped. the chart says to avoid {avoid}. after {stay} days the patient left in good spirits, and "
+    "{specialty} will follow in {weeks} weeks.",
 )
 _SUMMARY = (
-    "{patient} admitted with {s} for {days} days. {test} showed {c}. treated with {treatment}, improved, home after "
-    "{stay} days. avoid {avoid}. {specialty} clinic in {weeks} weeks."
+    "{patient} admitted with {s} for {days} days. {test} showed {c}. treated with {treatment}, home after {stay} days. "
+    "avoid {avoid}. {specialty} in {weeks} weeks."
 )
 
 _LETTERS = (
-    "hello, i hope that somebody reads this. my neighbour, {a_patient}, has had {s} for {days} days. we live far from "
-    "town and the bus is slow. yesterday the doctor said that it is {c}. we forgot to ask, and now we cannot sleep. "
-    "{ask} many thanks for your help and best wishes to all of you.",
-    "dear team, sorry for the long message. {ask} i write for {a_patient} in our family who was told about {c} last "
-    "week. it all began with {s} {days} days ago, after a birthday party. the internet says many things and my brother "
-    "says others. please write back soon.",
-    "good evening. {days} days ago {s} began, out of nowhere, while we were painting the kitchen. i am speaking of "
-    "{a_patient} at home. the word {c} is in the letter that we got. nobody explained it, and the phone is always "
-    "busy. what i need to know is simple. {ask} "
-    "thank you for your time.",
+    "hello, i hope that somebody reads this. my neighbour, {a_patient}, has had {s} for {days} days. the doctor said "
+    "that it is {c}. we forgot to ask, and now we cannot sleep. {ask} many thanks and best wishes to all of you.",
+    "dear team, sorry for the long message. {ask} i write for {a_patient} in our family who was told about {c}. it all "
+    "began with {s} {days} days ago, after a birthday party. the internet says many things. please write back soon.",
+    "good evening. {days} days ago {s} began, while we were painting the kitchen. i speak of {a_patient} at home. the "
+    "word {c} is in the letter that we got, and the phone is always busy. what i need to know is simple. {ask} thank "
+    "you for your time.",
 )
 _ASKED = {
     "which test confirms {c} in {a_patient} with {s}?": (

@@ -119,33 +119,28 @@ def told(v: Visit, random: Random, frames: Sequence[str], query: str, answer: st
 
 
 DIALOGUES = (
-    "nurse: the next patient is {a_patient}.\n"
-    "doctor: good morning, what brings you in?\n"
+    "nurse: next is {a_patient}.\n"
+    "doctor: what brings you in?\n"
     "patient: i have had {s} for {days} days.\n"
     "doctor: any {no}?\n"
     "patient: no.\n"
     "doctor: this looks like {c}. {test} will confirm it, and we will treat it with {treatment}. "
-    "please avoid {avoid} and come back in {weeks} weeks.\n"
-    "patient: thank you, doctor.",
+    "please avoid {avoid} and come back in {weeks} weeks.",
     "doctor: how are you today?\n"
-    "patient: not well. {days} days ago it began with {s}.\n"
-    "doctor: do you have {absent} as well?\n"
+    "patient: {days} days ago it began with {s}.\n"
+    "doctor: and {absent}?\n"
     "patient: not at all.\n"
-    "doctor: you are {a_patient}, so i think of {c}. you need {test}, and {treatment} is what helps.\n"
-    "patient: is there anything to avoid?\n"
-    "doctor: yes, {avoid}. we meet again in {weeks} weeks.",
-    "patient: hello, i am worried about {s}.\n"
-    "doctor: since when?\n"
-    "patient: for {days} days now, but i do not have {absent}.\n"
+    "doctor: you are {a_patient}, so i think of {c}. you need {test}, and {treatment} is what helps, "
+    "but never {avoid}. we meet again in {weeks} weeks.",
+    "patient: hello, i am worried about {s}. it is {days} days now, but i do not have {absent}.\n"
     "doctor: for my notes: {a_patient}. i believe that it is {c}. first we do {test}.\n"
     "patient: and then?\n"
     "doctor: then {treatment}. stay away from {avoid}. your next visit is in {weeks} weeks.",
-    "doctor: let me sum up. {a_patient}, {s}, no {no}. how long has it been?\n"
+    "doctor: let me sum up. {a_patient}, {s}, no {no}. since when?\n"
     "patient: {days} days, and my sister told me to come.\n"
-    "doctor: she was right. it fits with {c}. we plan {test}.\n"
-    "patient: will i get something for it?\n"
-    "doctor: yes, {treatment}, but not {avoid}. see me in {weeks} weeks.\n"
-    "patient: i will.",
+    "doctor: it fits with {c}. we plan {test}.\n"
+    "patient: will i get something?\n"
+    "doctor: yes, {treatment}, but not {avoid}. see me in {weeks} weeks.",
 )
 """Ways a visit goes; each tells everything that any note states."""
 

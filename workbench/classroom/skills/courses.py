@@ -120,7 +120,7 @@ def _reading(r: Random, condition: Condition, kind: str, pool: Pool) -> Draft:
 _COURSE = (
     ("{he} had {c}.", "the diagnosis was {c}.", "doctors found {c}."),
     ("confirmation came from {test}.", "the finding was confirmed by {test}.", "proof came from {test}."),
-    ("{he} was given {t}.", "the treatment was {t}.", "{he} improved on {t}."),
+    ("{he} received {t}.", "the treatment was {t}.", "{he} improved after {t}."),
 )
 _OPENINGS = (
     "{p} came with {s}.",

@@ -16,22 +16,22 @@ _SENTENCES = {
         "note: {p} has {c} and suffers from {s}.",
     ),
     "condition, treatment": (
-        "note: {p} with {c} takes {t}.",
-        "note: {p} was given {t} for {c}.",
+        "note: {p} with {c} received {t}.",
+        "note: {p} was treated with {t} for {c}.",
         "note: {c} in {p}, start of {t}.",
-        "note: {p} is on {t} because of {c}.",
+        "note: {p} needs {t} because of {c}.",
     ),
     "symptom, treatment": (
-        "note: {p} with {s} takes {t}.",
-        "note: {p} was given {t} for {s}.",
+        "note: {p} with {s} received {t}.",
+        "note: {p} was treated with {t} for {s}.",
         "note: {s} in {p}, start of {t}.",
-        "note: {p} is on {t} because of {s}.",
+        "note: {p} needs {t} because of {s}.",
     ),
     "condition, symptom, treatment": (
-        "note: {p} with {c} has {s} and takes {t}.",
-        "note: {p} was given {t} for {c} with {s}.",
+        "note: {p} with {c} has {s} and received {t}.",
+        "note: {p} was treated with {t} for {c} with {s}.",
         "note: {s} in {p} with {c}, start of {t}.",
-        "note: {p} is on {t} because of {c}, and reports {s}.",
+        "note: {p} needs {t} because of {c}, and reports {s}.",
     ),
 }
 _LIST = (

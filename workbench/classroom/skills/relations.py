@@ -18,7 +18,7 @@ FIELD_OF = {
 """Relation of an entity to a condition, to the field that holds the entity."""
 
 _STATEMENTS = {
-    "treats": ("we gave {e} for {c}.", "with {e} the {c} got better.", "the {c} responded to {e}."),
+    "treats": ("we used {e} for {c}.", "with {e} the {c} got better.", "the {c} responded to {e}."),
     "causes": ("it was {e} that led to {c}.", "from {e} came {c}.", "the {c} arose from {e}."),
     "confirms": ("a result of {e} proved {c}.", "by {e} we established {c}.", "the {c} was seen with {e}."),
     "contraindicated": ("because of {c} we avoid {e}.", "we stopped {e} on account of {c}.", "the {c} forbids {e}."),
