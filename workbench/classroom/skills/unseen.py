@@ -65,7 +65,7 @@ def _referral(r: Random, condition: Condition, kind: str, pool: Pool) -> Draft:
 
 
 _KNOWN = ("{p} has {c}.", "{p} is known for {c}.", "the chart of {p} says {c}.", "{p} lives with {c}.")
-_SAFE = ("is {x} safe?", "may we give or allow {x}?", "can the patient have {x}?", "is {x} acceptable here?")
+_SAFE = ("is the use of {x} safe?", "may we allow {x}?", "can the patient have {x}?", "is {x} fine here?")
 
 
 def _safety(r: Random, condition: Condition, kind: str, pool: Pool) -> Draft | None:
