@@ -4,7 +4,10 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
+    "Choice": "workbench.data",
+    "Column": "workbench.data",
     "ConfigError": "workbench.errors",
+    "Constant": "workbench.data",
     "DataError": "workbench.errors",
     "LiveMerge": "workbench.merging.live",
     "MergeError": "workbench.errors",

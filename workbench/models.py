@@ -105,7 +105,7 @@ def load_model(
     _check_weights(folder, name)
     tokenizer = _open_tokenizer(folder, name)
     model = _open_model(folder, name, device, dtype)
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore[reportIndexIssue]
     if len(tokenizer) > rows:
         raise ModelError(
             f"The tokenizer of {str(name)!r} has {len(tokenizer)} tokens, its model only {rows} embedding rows. "
@@ -264,7 +264,7 @@ def _open_model(folder: Path, name: str | Path, device: torch.device, dtype: tor
         )
     placed: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" else {}
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -279,6 +279,7 @@ def _open_model(folder: Path, name: str | Path, device: torch.device, dtype: tor
             f"{str(name)!r} does not load: its config.json and its weights do not fit each other "
             f"({_first_line(error)}). Copy both from the same model."
         ) from error
+    model, report = loaded
     _check_report(report, name)
     return model.to(device)
 
