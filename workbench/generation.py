@@ -66,7 +66,7 @@ def generate_batch(
     *,
     max_new_tokens: int = 48,
     batch_size: int = 32,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], Any] | None = None,
 ) -> list[str]:
     """Answer many prompts greedily, and return the answers in the order of the prompts.
 
