@@ -66,15 +66,7 @@ class Visit:
     def entities(self, answer: str) -> list[str]:
         """Return the facts that an answer states, out of all that can be stated."""
         c = self.condition
-        facts = [
-            c.name,
-            *self.symptoms.split(" and "),
-            c.test,
-            c.treatment,
-            c.contraindication,
-            c.specialty,
-            self.patient,
-        ]
+        facts = [c.name, *self.symptoms.split(" and "), c.test, c.treatment, c.contraindication]
         return [fact for fact in dict.fromkeys(facts) if fact in answer]
 
 
