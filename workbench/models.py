@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from workbench.errors import ConfigError, ModelError, WorkbenchWarning
 from workbench.paths import data_samples_root
@@ -102,9 +105,10 @@ def load_model(
     device = _choose_device(device)
     dtype = _choose_dtype(dtype, device)
     folder = _local_folder(name)
+    config = _open_config(folder, name)
     _check_weights(folder, name)
     tokenizer = _open_tokenizer(folder, name)
-    model = _open_model(folder, name, device, dtype)
+    model = _open_model(folder, name, config, device, dtype)
     rows = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore[reportIndexIssue]
     if len(tokenizer) > rows:
         raise ModelError(
@@ -176,13 +180,6 @@ def _fetch(hub_id: str) -> Path:
 
 
 def _check_weights(folder: Path, name: str | Path) -> None:
-    if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise ModelError(
-                f"{str(name)!r} holds an adapter, not a whole model. Load its base model, then the adapter with "
-                "peft.PeftModel.from_pretrained(model, folder)."
-            )
-        raise ModelError(f"{str(name)!r} has no config.json. A model folder holds one; check the path.")
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
@@ -240,40 +237,53 @@ def _open_tokenizer(folder: Path, name: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _open_config(folder: Path, name: str | Path) -> Any:
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        try:
-            raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except ValueError:
-            raise ModelError(f"{folder / 'config.json'} is not readable JSON. Copy or download it again.") from error
-        kind = raw.get("model_type") if isinstance(raw, dict) else None
-        own_code = " and brings its own code, which is never run" if isinstance(raw, dict) and "auto_map" in raw else ""
+    path = folder / "config.json"
+    if not path.is_file() and (folder / "adapter_config.json").is_file():
         raise ModelError(
-            f"{str(name)!r} has model_type {kind!r}, which the installed transformers does not know{own_code} "
-            f"({_first_line(error)}). Update transformers, or choose a model of an architecture that it contains."
+            f"{str(name)!r} holds an adapter, not a whole model. Load its base model, then the adapter with "
+            "peft.PeftModel.from_pretrained(model, folder)."
+        )
+    if not path.is_file():
+        raise ModelError(f"{str(name)!r} has no config.json. A model folder holds one; check the path.")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not readable JSON ({error}). Copy or download it again.") from error
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path} holds a {type(raw).__name__}, not an object. Copy or download it again.")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        own_code = " and brings its own code, which is never run" if "auto_map" in raw else ""
+        raise ModelError(
+            f"{str(name)!r} has model_type {raw.get('model_type')!r}, which the installed transformers does not know"
+            f"{own_code} ({_first_line(error)}). Update transformers, or choose a model of an architecture that it "
+            "contains."
         ) from error
-
-
-def _open_model(folder: Path, name: str | Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    config = _open_config(folder, name)
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ModelError(
             f"{str(name)!r} is a {config.model_type!r} model, which does not continue text. Choose a causal language "
             "model, e.g. of the Llama, Mistral, Qwen, Gemma or Phi family."
         )
+    return config
+
+
+def _open_model(
+    folder: Path, name: str | Path, config: Any, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
     placed: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" else {}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **placed,
-        )
+        with _quiet(folder):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **placed,
+            )
     except Exception as error:
         raise ModelError(
             f"{str(name)!r} does not load: its config.json and its weights do not fit each other "
@@ -282,6 +292,20 @@ def _open_model(folder: Path, name: str | Path, device: torch.device, dtype: tor
     model, report = loaded
     _check_report(report, name)
     return model.to(device)
+
+
+@contextmanager
+def _quiet(folder: Path) -> Iterator[None]:
+    """Hide the progress bar of a load that takes a moment, which would stay in every saved notebook."""
+    small = sum(path.stat().st_size for path in folder.glob("*.safetensors")) < 500_000_000
+    if not (small and transformers_logging.is_progress_bar_enabled()):
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
 
 
 def _check_report(report: dict[str, Any], name: str | Path) -> None:
