@@ -1,4 +1,4 @@
-"""From a recipe to the plain numbers c_i of one tensor's sum W = sum_i c_i W_i; every executor asks here."""
+"""From a recipe to the plain numbers of one tensor's merge; every executor of a recipe asks here."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from collections.abc import Callable
 
 from workbench.errors import ConfigError, MergeError
 from workbench.merging.recipe import MergeRecipe
-from workbench.ops.merging import linear_coefficients, slerp_coefficients
+from workbench.ops.merging import Mix, linear_mix, slerp_mix
 
 
-def tensor_coefficients(
-    recipe: MergeRecipe, name: str, position: float, cosine: Callable[[str], float]
-) -> tuple[float, ...]:
-    """Return one coefficient per parent for one tensor.
+def tensor_mix(recipe: MergeRecipe, name: str, position: float, cosine: Callable[[str], float]) -> Mix:
+    """Return how one tensor is mixed from the parents'.
 
     Args:
         recipe: A `linear` or `slerp` recipe.
@@ -26,7 +24,7 @@ def tensor_coefficients(
     weights = recipe.weights_at(name, position)
     try:
         if recipe.method == "linear":
-            return linear_coefficients(weights, normalise=recipe.normalise is not False)
-        return slerp_coefficients(linear_coefficients(weights)[1], cosine(name))
+            return linear_mix(weights, normalise=recipe.normalise is not False)
+        return slerp_mix(linear_mix(weights).coefficients[1], cosine(name))
     except ConfigError as error:
-        raise MergeError(f"At tensor {name!r} (depth {position:.2f}): {error}") from error
+        raise MergeError(f"Tensor {name!r}, at depth {position:.2f}: {error}") from error

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from workbench.errors import ConfigError
-from workbench.merging.recipe import METHODS, MergeRecipe
-from workbench.merging.weights import DEFAULT, Curve, Weight, curve_at, freeze_weight, is_filters
+from workbench.merging.recipe import METHODS, MergeRecipe, ratio_weights
+from workbench.merging.weights import DEFAULT, Curve, Filters, Weight, curve_at
 
 _KEYS = {"merge_method", "models", "slices", "base_model", "parameters", "dtype"}
 _PARAMETERS = {"linear": {"weight", "normalize"}, "slerp": {"t"}}
@@ -23,12 +23,12 @@ def write_yaml(recipe: MergeRecipe, *, absolute: bool) -> str:
     inputs: list[dict[str, Any]] = [{"model": name} for name in names]
     config: dict[str, Any] = {"merge_method": recipe.method}
     shared: dict[str, Any] = {}
-    assert recipe.weights is not None
+    weights: Sequence[Weight] = recipe.weights or ()
     if recipe.method == "slerp":
         config["base_model"] = names[0]
-        shared["t"] = _setting(share(*recipe.weights))
+        shared["t"] = _setting(share(*weights))
     else:
-        for entry, weight in zip(inputs, recipe.weights):
+        for entry, weight in zip(inputs, weights):
             entry["parameters"] = {"weight": _setting(weight)}
     if recipe.normalise is not None:
         shared["normalize"] = recipe.normalise
@@ -51,12 +51,10 @@ def _absolute(name: str) -> str:
 
 
 def _setting(weight: Weight) -> Any:
-    if isinstance(weight, float):
-        return weight
-    if not is_filters(weight):
-        return list(weight)
-    entries = [{"filter": name, "value": _setting(leaf)} for name, leaf in weight]  # pyright: ignore
-    return [*entries[:-1], {"value": entries[-1]["value"]}]
+    if not isinstance(weight, Filters):
+        return list(weight) if isinstance(weight, tuple) else weight
+    *entries, (_, default) = weight.entries
+    return [*({"filter": name, "value": _setting(value)} for name, value in entries), {"value": _setting(default)}]
 
 
 def share(first: Weight, second: Weight) -> Weight:
@@ -70,29 +68,29 @@ def share(first: Weight, second: Weight) -> Weight:
         ConfigError: The two have different filters, or their sum changes over depth, so that t is no piecewise
             linear curve.
     """
-    if not is_filters(first) and not is_filters(second):
-        return _share_of_curves(first, second)  # pyright: ignore[reportArgumentType]
-    names = [[name for name, _ in weight] for weight in (first, second) if is_filters(weight)]  # pyright: ignore
+    if not isinstance(first, Filters) and not isinstance(second, Filters):
+        return _share_of_curves(first, second)
+    names = [[name for name, _ in weight.entries] for weight in (first, second) if isinstance(weight, Filters)]
     if names[0] != names[-1]:
         raise ConfigError(
             f"The parents have the filters {names[0]} and {names[1]}; mergekit's slerp has one list of filters, for t. "
             "Give both parents the same filters in the same order, or use with_ratio(t)."
         )
-    leaves = [dict(weight) if is_filters(weight) else dict.fromkeys(names[0], weight) for weight in (first, second)]  # pyright: ignore
-    return tuple((name, _share_of_curves(leaves[0][name], leaves[1][name])) for name in names[0])  # pyright: ignore
+    values = [dict(w.entries) if isinstance(w, Filters) else dict.fromkeys(names[0], w) for w in (first, second)]
+    return Filters(tuple((name, _share_of_curves(values[0][name], values[1][name])) for name in names[0]))
 
 
 def _share_of_curves(first: float | Curve, second: float | Curve) -> float | Curve:
-    if isinstance(first, float) and isinstance(second, float):
+    if not isinstance(first, tuple) and not isinstance(second, tuple):
         return second / (first + second)
     steps = math.lcm(*(max(len(curve) - 1, 1) for curve in (first, second) if isinstance(curve, tuple)))
     pairs = [(curve_at(first, step / steps), curve_at(second, step / steps)) for step in range(steps + 1)]
     sums = [a + b for a, b in pairs]
     if max(sums) - min(sums) > 1e-9 * max(map(abs, sums)):
         raise ConfigError(
-            f"The two parents' weights sum to {min(sums):g} at one depth and {max(sums):g} at another; mergekit's slerp "
-            "has one curve t = w_2 / (w_1 + w_2), which is then not piecewise linear. Give weights whose sum stays the "
-            "same, or use with_ratio(t)."
+            f"The two parents' weights sum to {min(sums):g} at one depth and {max(sums):g} at another; mergekit's "
+            "slerp has one curve t = w_2 / (w_1 + w_2), which is then not piecewise linear. Give weights whose sum "
+            "stays the same, or use with_ratio(t)."
         )
     return tuple(b / total for (_, b), total in zip(pairs, sums))
 
@@ -117,8 +115,7 @@ def read_yaml(text: str) -> dict[str, Any]:
         "num_layers": num_layers,
     }
     if method == "slerp":
-        second = freeze_weight(_resolve("t", scopes, "the merge"), "t")
-        return fields | {"weights": MergeRecipe(parents=fields["parents"]).with_ratio(second).weights}
+        return fields | {"weights": ratio_weights(_resolve("t", scopes, "the merge"))}
     return fields | {"weights": [_resolve("weight", [own, *scopes], name) for name, own in inputs]}
 
 
@@ -147,7 +144,7 @@ Input = tuple[str, Mapping[str, Any]]
 
 
 def _inputs(config: Mapping[str, Any]) -> tuple[list[Input], list[Mapping[str, Any]], int | None]:
-    shared = [config.get("parameters") or {}]
+    shared: list[Mapping[str, Any]] = [config.get("parameters") or {}]
     if ("models" in config) == ("slices" in config):
         raise ConfigError("The configuration needs either 'models' or 'slices'. Give one of them.")
     if "models" in config:

@@ -10,7 +10,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from workbench.errors import ConfigError, MergeError
-from workbench.merging.weights import depth_positions
+from workbench.merging.weights import depth_positions, stack_depths
 
 # These differ between relatives without changing what the weights compute.
 _HARMLESS = ("max_position_embeddings", "initializer_range", "use_cache", "pretraining_tp", "vocab_size")
@@ -33,7 +33,7 @@ def place(model: PreTrainedModel, device: torch.device | None, dtype: torch.dtyp
 
     Only checkpoint tensors change their dtype; what a model computes by itself, such as rotary frequencies, does not.
     """
-    tensors = [t for t in model.state_dict(keep_vars=True).values()]
+    tensors = list(model.state_dict(keep_vars=True).values())
     same_device = device is None or all(t.device == device for t in tensors)
     if same_device and (dtype is None or all(t.dtype == dtype for t in tensors if t.is_floating_point())):
         return model
@@ -142,11 +142,10 @@ def check_depth(names: Sequence[str], num_layers: int | None) -> dict[str, float
     Raises:
         ConfigError: The parents have another number of layers.
     """
-    positions = depth_positions(names)
-    depth = len({name.split(".layers.", 1)[1].split(".", 1)[0] for name in names if ".layers." in name})
-    if num_layers is not None and depth != num_layers:
+    depths = stack_depths(names)
+    if num_layers is not None and num_layers not in depths.values():
         raise ConfigError(
-            f"The recipe is for {num_layers} layers, the parents have {depth}; a merge covers whole models. "
-            "Set num_layers to None or to the parents' number."
+            f"The recipe is for {num_layers} layers, the parents have {max(depths.values(), default=0)}; a merge "
+            "covers whole models. Set num_layers to None, or to the parents' number."
         )
-    return positions
+    return depth_positions(names)

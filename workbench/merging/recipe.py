@@ -8,27 +8,29 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from workbench.errors import ConfigError
-from workbench.merging.weights import Weight, freeze_weight, is_filters, thaw_weight, weight_at
+from workbench.merging.weights import Weight, freeze_weight, map_weight, thaw_weight, weight_at
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """What a merge method asks of its recipe.
 
     Args:
-        parents: Fewest and most parents; None where there is no upper end.
-        options: Names of the optional recipe fields that the method reads; all others must stay None.
+        fewest: Fewest parents.
+        most: Most parents; None where there is no upper end.
+        options: The optional recipe fields that the method reads; the others must stay None.
     """
 
-    parents: tuple[int, int | None]
+    fewest: int
+    most: int | None = None
     options: frozenset[str] = frozenset()
 
 
 METHODS = {
-    "linear": Method(parents=(1, None), options=frozenset({"normalise"})),
-    "slerp": Method(parents=(2, 2)),
+    "linear": Method(fewest=1, options=frozenset({"normalise"})),
+    "slerp": Method(fewest=2, most=2),
 }
 _METHOD_OPTIONS = ("base", "normalise")
 
@@ -43,10 +45,10 @@ class MergeRecipe:
     end stands for all other tensors. A tensor that several names share (a tied lm_head) goes by its first name.
 
     Args:
-        parents: Names of models: classroom names, folders or hub ids.
+        parents: Names of models: classroom names, folders or hub ids; kept as a tuple.
         method: `"linear"`: sum_i w_i W_i / sum_i w_i, any number of parents. `"slerp"`: along the great circle from
             the first parent to the second, to t = w_2 / (w_1 + w_2); exactly two parents.
-        weights: One weight per parent; None weighs all alike.
+        weights: One weight per parent, kept in a hashable form; None weighs all alike.
         base: The model that task vectors are measured from; neither `linear` nor `slerp` has one.
         normalise: Divide by the sum of the weights; None is the method's habit (`linear`: True).
         dtype: Number format of the parents and of the result, e.g. `"bfloat16"`; None leaves it to whoever loads.
@@ -58,18 +60,18 @@ class MergeRecipe:
     Source: mergekit 0.1.5 for the reading of curves and filters.
     """
 
-    parents: tuple[str, ...]
+    parents: Sequence[str]
     method: str = "linear"
-    weights: tuple[Weight, ...] | None = None
+    weights: Sequence[Any] | None = None
     base: str | None = None
     normalise: bool | None = None
     dtype: str | None = None
     num_layers: int | None = None
 
     def __post_init__(self):
-        _set(self, "parents", _freeze_parents(self.parents))
+        object.__setattr__(self, "parents", _freeze_parents(self.parents))
         self._check_method()
-        _set(self, "weights", self._frozen_weights())
+        object.__setattr__(self, "weights", _freeze_weights(self.weights, len(self.parents)))
         if self.normalise is not None and not isinstance(self.normalise, bool):
             raise ConfigError(f"normalise={self.normalise!r}; it is True, False, or None for the method's habit.")
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -81,55 +83,39 @@ class MergeRecipe:
     def _check_method(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(f"method={self.method!r}; known methods are {', '.join(METHODS)}. Use one of these.")
-        fewest, most = METHODS[self.method].parents
-        if len(self.parents) < fewest or (most is not None and len(self.parents) > most):
-            wanted = f"exactly {most}" if fewest == most else f"at least {fewest}"
+        method = METHODS[self.method]
+        if len(self.parents) < method.fewest or (method.most and len(self.parents) > method.most):
+            wanted = f"exactly {method.most}" if method.most == method.fewest else f"at least {method.fewest}"
             raise ConfigError(
                 f"{len(self.parents)} parents {list(self.parents)}; {self.method} merges {wanted}. "
                 "Change the list, or use method='linear', which takes any number."
             )
         for name in _METHOD_OPTIONS:
-            if getattr(self, name) is not None and name not in METHODS[self.method].options:
-                raise ConfigError(f"{name}={getattr(self, name)!r}; {self.method} has no use for {name}. Leave it out.")
-
-    def _frozen_weights(self) -> tuple[Weight, ...]:
-        weights = self.weights
-        if weights is None:
-            return (1.0 / len(self.parents),) * len(self.parents)
-        if (
-            isinstance(weights, (str, Mapping))
-            or not isinstance(weights, Sequence)
-            or len(weights) != len(self.parents)
-        ):
-            raise ConfigError(
-                f"weights={weights!r} for {len(self.parents)} parents; they are a list with one weight per parent, "
-                "in the order of the parents. A curve is a list within that list."
-            )
-        return tuple(freeze_weight(weight, f"weights[{index}]") for index, weight in enumerate(weights))
+            if getattr(self, name) is not None and name not in method.options:
+                raise ConfigError(f"{name}={getattr(self, name)!r}; {self.method} has no use for it. Leave it out.")
 
     def _check_sum(self) -> None:
-        if self.normalise is False or any(not isinstance(weight, float) for weight in self._weights):
+        numbers = [weight for weight in self._weights if isinstance(weight, float)]
+        if self.normalise is False or len(numbers) < len(self.parents):
             return
-        total, size = sum(self._weights), sum(abs(w) for w in self._weights)  # pyright: ignore
-        if abs(total) <= 1e-6 * size:
+        if abs(sum(numbers)) <= 1e-6 * sum(map(abs, numbers)):
             remedy = ", or set normalise=False" if "normalise" in METHODS[self.method].options else ""
             raise ConfigError(
-                f"weights={list(self._weights)} sum to {total:g}; {self.method} divides by that sum. "
+                f"weights={numbers} sum to {sum(numbers):g}; {self.method} divides by that sum. "
                 f"Give weights whose sum is not 0{remedy}."
             )
 
     @property
     def _weights(self) -> tuple[Weight, ...]:
-        assert self.weights is not None
-        return self.weights
+        return tuple(self.weights or ())
 
     @property
     def ratio(self) -> float | None:
-        """The second of two parents' share, w_2 / (w_1 + w_2); None for other numbers of parents, curves and filters."""
-        first, *others = self._weights
-        if len(others) != 1 or not isinstance(first, float) or not isinstance(others[0], float):
+        """The second of two parents' share, w_2 / (w_1 + w_2); None where that is not one number."""
+        numbers = [weight for weight in self._weights if isinstance(weight, float)]
+        if len(self.parents) != 2 or len(numbers) != 2 or not sum(numbers):
             return None
-        return others[0] / (first + others[0]) if first + others[0] else None
+        return numbers[1] / sum(numbers)
 
     def weights_at(self, name: str, position: float) -> tuple[float, ...]:
         """Return the weight of each parent for one tensor.
@@ -146,9 +132,7 @@ class MergeRecipe:
         Raises:
             ConfigError: The result breaks a rule, or there is no field of that name.
         """
-        unknown = sorted(set(changes) - {field.name for field in fields(self)})
-        if unknown:
-            raise ConfigError(f"No field {unknown[0]!r} in a recipe; it has {', '.join(f.name for f in fields(self))}.")
+        _check_fields(changes)
         return replace(self, **changes)
 
     def with_ratio(self, t: float | Sequence[float] | Mapping[str, Any]) -> MergeRecipe:
@@ -164,14 +148,12 @@ class MergeRecipe:
             raise ConfigError(
                 f"with_ratio({t!r}) for {len(self.parents)} parents; it needs two. Use replace(weights=)."
             )
-        second = freeze_weight(t, "t")
-        return self.replace(weights=(_one_minus(second), second))
+        return self.replace(weights=ratio_weights(t))
 
     def to_json(self) -> str:
         """Return the recipe as JSON text, without the fields that are None."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values["weights"] = [thaw_weight(weight) for weight in self._weights]
-        values["parents"] = list(self.parents)
+        values |= {"parents": list(self.parents), "weights": [thaw_weight(weight) for weight in self._weights]}
         return json.dumps({name: value for name, value in values.items() if value is not None}, ensure_ascii=False)
 
     @classmethod
@@ -186,10 +168,10 @@ class MergeRecipe:
         except json.JSONDecodeError as error:
             raise ConfigError(f"The recipe is not JSON ({error}). Pass the text that to_json() returned.") from error
         if not isinstance(values, dict) or "parents" not in values:
-            raise ConfigError(f"The recipe is {text[:60]!r}; it is a JSON object with at least 'parents'.")
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ConfigError(f"No field {unknown[0]!r} in a recipe; it has {', '.join(f.name for f in fields(cls))}.")
+            raise ConfigError(
+                f"The recipe is {text[:60]!r}; it is a JSON object with 'parents'. Pass what to_json() returned."
+            )
+        _check_fields(values)
         return cls(**values)
 
     def to_yaml(self, *, absolute: bool = True) -> str:
@@ -202,7 +184,7 @@ class MergeRecipe:
         Raises:
             ConfigError: mergekit cannot express the recipe (a slerp whose weights' sum changes over depth, or whose
                 two parents have different filters).
-            ModelError: `absolute` and a parent is neither a model here nor of the form of a hub id.
+            ModelError: `absolute`, and a parent is neither a model here nor of the form of a hub id.
         """
         from workbench.merging.mergekit_yaml import write_yaml
 
@@ -221,8 +203,17 @@ class MergeRecipe:
         return cls(**read_yaml(text))
 
 
-def _set(recipe: MergeRecipe, name: str, value: Any) -> None:
-    object.__setattr__(recipe, name, value)
+def ratio_weights(t: Any) -> tuple[Weight, Weight]:
+    """Return the weights 1 - t and t of two parents; `t` is a number, a curve or filters."""
+    second = freeze_weight(t, "t")
+    return map_weight(lambda value: 1.0 - value, second), second
+
+
+def _check_fields(values: Mapping[str, Any]) -> None:
+    names = [field.name for field in fields(MergeRecipe)]
+    for name in values:
+        if name not in names:
+            raise ConfigError(f"A recipe has no field {name!r}; its fields are {', '.join(names)}. Use one of these.")
 
 
 def _freeze_parents(parents: Any) -> tuple[str, ...]:
@@ -230,13 +221,16 @@ def _freeze_parents(parents: Any) -> tuple[str, ...]:
         raise ConfigError(f"parents={parents!r}; they are a list of model names. Put the name into a list.")
     names = tuple(str(name) for name in parents)
     if not names or len(set(names)) < len(names) or "" in names:
-        raise ConfigError(f"parents={list(names)}; they are a list of different, non-empty model names.")
+        raise ConfigError(f"parents={list(names)}; they are a list of different model names. Name each once.")
     return names
 
 
-def _one_minus(weight: Weight) -> Weight:
-    if isinstance(weight, float):
-        return 1.0 - weight
-    if is_filters(weight):
-        return tuple((name, _one_minus(leaf)) for name, leaf in weight)  # pyright: ignore
-    return tuple(1.0 - value for value in weight)  # pyright: ignore
+def _freeze_weights(weights: Any, count: int) -> tuple[Weight, ...]:
+    if weights is None:
+        return (1.0 / count,) * count
+    if isinstance(weights, str) or not isinstance(weights, Sequence) or len(weights) != count:
+        raise ConfigError(
+            f"weights={weights!r} for {count} parents; they are a list with one weight per parent, in the order of "
+            "the parents. Give one for each; a curve is a list within that list."
+        )
+    return tuple(freeze_weight(weight, f"weights[{index}]") for index, weight in enumerate(weights))

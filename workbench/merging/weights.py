@@ -4,46 +4,77 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import ConfigError
-
-Curve = tuple[float, ...]
-Filters = tuple[tuple[str, float | Curve], ...]
-Weight = float | Curve | Filters
 
 DEFAULT = "*"
 """The filter that matches every tensor name; the last of a weight's filters."""
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
+Curve = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Values by part of a tensor name; the first match counts, and the last entry, `"*"`, matches all.
+
+    Args:
+        entries: Pairs of filter and value (a number or a curve).
+    """
+
+    entries: tuple[tuple[str, float | Curve], ...]
+
+    def value(self, name: str) -> float | Curve:
+        """Return the value of the first filter that is part of a tensor's name."""
+        return next(value for part, value in self.entries if part == DEFAULT or part in name)
+
+
+Weight = float | Curve | Filters
+
 
 def freeze_weight(value: Any, where: str) -> Weight:
     """Return a weight in its hashable form.
 
     Args:
-        value: A number; a list of numbers, which is a curve from the first to the last layer; or a mapping (or pairs)
-            from a part of a tensor name to one of these, tried in order, closed by `"*"` for all other tensors.
+        value: A number; a list of numbers, which is a curve from the first to the last layer; or a mapping from a
+            part of a tensor name to one of these, tried in order, closed by `"*"` for all other tensors.
         where: What an error message calls the weight, e.g. `weights[0]`.
 
     Returns:
-        A float, a tuple of floats, or a tuple of (filter, float or tuple of floats).
+        A float, a tuple of floats, or `Filters`.
 
     Raises:
         ConfigError: The value is none of these, not finite or empty, or its filters lack the `"*"` at their end.
     """
+    if isinstance(value, Filters):
+        value = dict(value.entries)
     if isinstance(value, Mapping):
-        return _freeze_filters(list(value.items()), where)
-    if not isinstance(value, str) and isinstance(value, Sequence):
-        if value and all(_is_pair(item) for item in value):
-            return _freeze_filters([tuple(item) for item in value], where)
-        return _freeze_curve(value, where)
-    return _freeze_number(value, where)
+        return _freeze_filters(value, where)
+    return _freeze_value(value, where)
 
 
-def _is_pair(item: Any) -> bool:
-    return isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], str)
+def _freeze_filters(value: Mapping[Any, Any], where: str) -> Filters:
+    names = list(value)
+    if any(not isinstance(name, str) or not name for name in names):
+        raise ConfigError(f"{where} has the filters {names}; each is a part of a tensor name, as text. Mend these.")
+    if not names or names[-1] != DEFAULT:
+        raise ConfigError(
+            f'{where} has the filters {names}; the first that matches counts, and "*" for all other tensors comes '
+            'last. Add "*": <weight> at the end.'
+        )
+    return Filters(tuple((name, _freeze_value(item, f"{where}[{name!r}]")) for name, item in value.items()))
+
+
+def _freeze_value(value: Any, where: str) -> float | Curve:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return _freeze_number(value, where)
+    if not value:
+        raise ConfigError(f"{where} is an empty list; a curve over depth needs at least one number. Add one.")
+    return tuple(_freeze_number(item, f"{where}[{index}]") for index, item in enumerate(value))
 
 
 def _freeze_number(value: Any, where: str) -> float:
@@ -55,42 +86,22 @@ def _freeze_number(value: Any, where: str) -> float:
     return float(value)
 
 
-def _freeze_curve(values: Sequence[Any], where: str) -> Curve:
-    if not values:
-        raise ConfigError(f"{where} is an empty list; a curve over depth needs at least one number. Add one.")
-    return tuple(_freeze_number(value, f"{where}[{index}]") for index, value in enumerate(values))
-
-
-def _freeze_filters(items: Sequence[tuple[Any, Any]], where: str) -> Filters:
-    names = [name for name, _ in items]
-    if any(not isinstance(name, str) or not name for name in names) or len(set(names)) < len(names):
-        raise ConfigError(f"{where} has the filters {names}; each is a different, non-empty part of a tensor name.")
-    if not names or names[-1] != DEFAULT or DEFAULT in names[:-1]:
-        raise ConfigError(
-            f'{where} has the filters {names}; the first that matches counts, so the last one must be "*" for all '
-            'other tensors. Add "*": <weight> at the end.'
-        )
-    return tuple((name, _freeze_leaf(value, f"{where}[{name!r}]")) for name, value in items)
-
-
-def _freeze_leaf(value: Any, where: str) -> float | Curve:
-    if not isinstance(value, str) and isinstance(value, Sequence):
-        return _freeze_curve(value, where)
-    return _freeze_number(value, where)
-
-
-def is_filters(weight: Weight) -> bool:
-    """Return whether a frozen weight consists of filters."""
-    return isinstance(weight, tuple) and isinstance(weight[0], tuple)
-
-
-def thaw_weight(weight: Weight) -> float | list[float] | dict[str, float | list[float]]:
+def thaw_weight(weight: Weight) -> Any:
     """Return a frozen weight as numbers, lists and dicts, which `freeze_weight` takes back."""
-    if isinstance(weight, float):
-        return weight
-    if is_filters(weight):
-        return {name: list(leaf) if isinstance(leaf, tuple) else leaf for name, leaf in weight}  # pyright: ignore
-    return list(weight)  # pyright: ignore
+    if isinstance(weight, Filters):
+        return {name: thaw_weight(value) for name, value in weight.entries}
+    return list(weight) if isinstance(weight, tuple) else weight
+
+
+def map_weight(function: Callable[[float], float], weight: Weight) -> Weight:
+    """Return the weight whose every number is `function` of the given one's; a linear function keeps curves true."""
+    if isinstance(weight, Filters):
+        return Filters(tuple((name, _map_value(function, value)) for name, value in weight.entries))
+    return _map_value(function, weight)
+
+
+def _map_value(function: Callable[[float], float], value: float | Curve) -> float | Curve:
+    return tuple(function(item) for item in value) if isinstance(value, tuple) else function(value)
 
 
 def weight_at(weight: Weight, name: str, position: float) -> float:
@@ -99,27 +110,20 @@ def weight_at(weight: Weight, name: str, position: float) -> float:
     Args:
         weight: A frozen weight.
         name: The tensor's name, against which filters are matched as substrings.
-        position: The tensor's place in depth, 0 to 1; a curve is read there, piecewise linear.
+        position: The tensor's place in depth, 0 to 1; a curve is read there.
     """
-    if isinstance(weight, float):
-        return weight
-    for item in weight:
-        if isinstance(item, tuple):
-            if item[0] == DEFAULT or item[0] in name:
-                return curve_at(item[1], position)
-        else:
-            return curve_at(weight, position)  # pyright: ignore[reportArgumentType]
-    raise AssertionError("filters end in '*'")
+    return curve_at(weight.value(name) if isinstance(weight, Filters) else weight, position)
 
 
 def curve_at(curve: float | Curve, position: float) -> float:
     """Return a curve's value at a position between 0 and 1, linear between its evenly spaced points."""
-    if isinstance(curve, float):
+    if not isinstance(curve, tuple):
         return curve
     place = position * (len(curve) - 1)
-    left = min(int(place), len(curve) - 1)
+    left = int(place)
     right = min(left + 1, len(curve) - 1)
-    return curve[left] + (place - left) * (curve[right] - curve[left])
+    part = place - left
+    return (1.0 - part) * curve[left] + part * curve[right]
 
 
 def depth_positions(names: Iterable[str]) -> dict[str, float]:
@@ -134,16 +138,26 @@ def depth_positions(names: Iterable[str]) -> dict[str, float]:
     Returns:
         Name to position, in the order given.
 
-    Source: mergekit's reading of gradients.
+    Source: mergekit 0.1.5, the reading of gradients.
     """
     places = {name: _LAYER.search(name) for name in names}
-    depth: dict[str, int] = {}
+    depths = _depths(places)
+    positions = {}
+    for name, place in places.items():
+        last = depths[name[: place.start()]] - 1 if place else 0
+        positions[name] = 0.0 if not place else int(place[1]) / last if last else 1.0
+    return positions
+
+
+def stack_depths(names: Iterable[str]) -> dict[str, int]:
+    """Return the number of layers of each stack of a model, by the prefix of its tensors' names."""
+    return _depths({name: _LAYER.search(name) for name in names})
+
+
+def _depths(places: Mapping[str, re.Match[str] | None]) -> dict[str, int]:
+    depths: dict[str, int] = {}
     for name, place in places.items():
         if place:
             stack = name[: place.start()]
-            depth[stack] = max(depth.get(stack, 0), int(place[1]))
-    positions = {}
-    for name, place in places.items():
-        last = depth[name[: place.start()]] if place else 0
-        positions[name] = 0.0 if not place else int(place[1]) / last if last else 1.0
-    return positions
+            depths[stack] = max(depths.get(stack, 0), int(place[1]) + 1)
+    return depths

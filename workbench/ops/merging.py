@@ -1,143 +1,166 @@
-"""Merge rules as functions of tensors: every rule here is, per tensor, W = sum_i c_i W_i with plain numbers c_i."""
+"""Merge rules as functions of tensors: every rule here is, per tensor, W = sum_i c_i W_i with plain numbers c_i.
+
+Sums are formed in float32 (float64 for float64 tensors) and rounded once.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from workbench.errors import ConfigError
 
 PARALLEL_COSINE = 0.9995
-"""Above this |cosine| the great-circle path is taken as straight, as in mergekit."""
+"""Above this |cosine| the path of slerp is straight, as in mergekit."""
 
 _SMALLEST_NORM = 1e-8
-_CHUNK = 1 << 18  # elements; two float32 buffers of a chunk stay in a core's cache
+_CHUNK = 1 << 19  # elements at a time: the float32 buffers stay in cache
 
 
-def linear_coefficients(weights: Sequence[float], *, normalise: bool = True) -> tuple[float, ...]:
-    """Return the c_i of a weighted mean, c_i = w_i / sum_j w_j, or of a weighted sum, c_i = w_i.
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """How one tensor is formed: W = sum_i w_i W_i, or sum_i w_i W_i / sum_i w_i.
 
     Args:
-        weights: One number per parent; negative ones subtract a parent.
-        normalise: Divide by the sum of the weights.
+        weights: w_i, one number per parent.
+        normalise: Divide by the sum of the weights, after adding up.
+        fused: A product may be added without being rounded first. It changes nothing but how ties are broken, and
+            with them whether mergekit's result is met bit for bit.
+    """
 
-    Returns:
-        One coefficient per parent.
+    weights: tuple[float, ...]
+    normalise: bool = False
+    fused: bool = False
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """The c_i of W = sum_i c_i W_i, one per parent."""
+        total = math.fsum(self.weights) if self.normalise else 1.0
+        return tuple(weight / total for weight in self.weights)
+
+
+def linear_mix(weights: Sequence[float], *, normalise: bool = True) -> Mix:
+    """Return the weighted mean, W = sum_i w_i W_i / sum_i w_i, or with `normalise` false the weighted sum.
+
+    Args:
+        weights: One number per parent; a negative one subtracts a parent.
+        normalise: Divide by the sum of the weights.
 
     Raises:
         ConfigError: The weights sum to 0 (to 1e-6 of their absolute sum) and `normalise` is true.
 
     Source: Model Soups (arXiv 2203.05482), section 2, with weights.
     """
-    if not normalise:
-        return tuple(float(w) for w in weights)
+    weights = tuple(float(weight) for weight in weights)
     total = math.fsum(weights)
-    if abs(total) <= 1e-6 * math.fsum(abs(w) for w in weights):
+    if normalise and abs(total) <= 1e-6 * math.fsum(map(abs, weights)):
         raise ConfigError(
-            f"The weights {[float(w) for w in weights]} sum to {total:g}; a weighted mean divides by that sum. "
-            "Give weights whose sum is not 0, or set normalise=False."
+            f"the weights {list(weights)} sum to {total:g}, by which the merge divides. "
+            "Give weights whose sum is not 0."
         )
-    return tuple(w / total for w in weights)
+    return Mix(weights=weights, normalise=normalise, fused=True)
 
 
-def slerp_coefficients(t: float, cosine: float) -> tuple[float, float]:
-    """Return the c_1, c_2 of spherical interpolation between two tensors at a known angle.
+def slerp_mix(t: float, cosine: float) -> Mix:
+    """Return spherical interpolation between two tensors at a known angle.
 
     c_1 = sin((1-t) theta) / sin theta,  c_2 = sin(t theta) / sin theta,  theta = arccos(cosine);
     where |cosine| > 0.9995 the path is straight: c_1 = 1-t, c_2 = t.
 
     Args:
         t: Place on the path: 0 is the first tensor, 1 the second; outside of that it extrapolates.
-        cosine: Cosine of the angle between the flattened tensors, see `cosine_similarity`.
+        cosine: Cosine of the angle between the flattened tensors, as `cosine_similarity` gives it.
 
     Returns:
-        The two coefficients, which apply to the raw tensors, not to unit vectors.
+        Coefficients for the raw tensors, not for unit vectors.
 
-    Source: Shoemake 1985, section 3.3, as mergekit reads it for weights.
+    Source: Shoemake 1985, section 3.3; threshold as in mergekit 0.1.5.
     """
     if abs(cosine) > PARALLEL_COSINE:
-        return 1.0 - t, t
+        return Mix(weights=(1.0 - t, t))
     theta = math.acos(cosine)
-    return math.sin((1.0 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta)
+    return Mix(weights=(math.sin((1.0 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta)))
 
 
-def cosine_similarity(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return the cosine between two flattened tensors, accumulated in float32 at least, clamped to [-1, 1].
+def cosine_similarity(a: Tensor, b: Tensor) -> float:
+    """Return the cosine between two flattened tensors.
 
     Args:
-        a: Any shape.
+        a: Any shape, floating point.
         b: Same number of elements.
 
     Returns:
-        A number between -1 and 1; 0 where one tensor's norm is at most 1e-8.
+        A number between -1 and 1; a tensor whose norm is at most 1e-8 is not scaled to unit length, so that the
+        result is close to 0.
     """
-    precise = torch.float64 if a.dtype == torch.float64 else torch.float32
-    dot = norm_a = norm_b = 0.0
-    for x, y in zip(a.reshape(-1).split(_CHUNK), b.reshape(-1).split(_CHUNK)):
-        x, y = x.to(precise), y.to(precise)
-        dot += torch.dot(x, y).item()
-        norm_a += torch.dot(x, x).item()
-        norm_b += torch.dot(y, y).item()
-    norm_a, norm_b = math.sqrt(norm_a), math.sqrt(norm_b)
-    if norm_a <= _SMALLEST_NORM or norm_b <= _SMALLEST_NORM:
-        return 0.0
-    return max(-1.0, min(1.0, dot / (norm_a * norm_b)))
+    dtype = _sum_dtype(a)
+    pairs = list(zip(a.reshape(-1).split(_CHUNK), b.reshape(-1).split(_CHUNK)))
+    norms = [torch.stack([torch.linalg.vector_norm(pair[side], dtype=dtype) for pair in pairs]) for side in (0, 1)]
+    lengths = [torch.linalg.vector_norm(norm) for norm in norms]
+    units = [torch.where(length > _SMALLEST_NORM, length, 1.0) for length in lengths]
+    # Scaled before they are multiplied, so that large tensors do not overflow.
+    dots = [torch.dot(x.to(dtype) / units[0], y.to(dtype) / units[1]) for x, y in pairs]
+    return max(-1.0, min(1.0, torch.stack(dots).sum().item()))
 
 
-def weighted_sum_(out: torch.Tensor, tensors: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
-    """Write sum_i c_i W_i into `out`, rounded once from float32 (float64 for float64 tensors).
+def mix_(out: Tensor, tensors: Sequence[Tensor], mix: Mix, *, exact: bool = True) -> Tensor:
+    """Write the mix of tensors into `out`.
 
-    A tensor whose coefficient is 0 is not read, so that a NaN in it does not spread, and a single coefficient of 1
-    is a copy, bit for bit.
+    A tensor whose weight is 0 is not read, so that a NaN in it does not spread, and a single coefficient of 1 is a
+    copy, bit for bit.
 
     Args:
-        out: Receives the result; must share no memory with `tensors`, be contiguous, and have their shape and dtype.
+        out: Receives the result; contiguous, of the tensors' shape and dtype, sharing no memory with them.
         tensors: The parents' tensors, all of one shape and dtype.
-        coefficients: One number per tensor.
+        mix: One weight per tensor.
+        exact: Multiply, add and divide in mergekit's order, which gives its result bit for bit. False takes a single
+            pass over memory where two coefficients sum to 1; that differs from mergekit only where a result lies (to
+            float32 rounding) half way between two numbers of `out`'s format, and then by the last bit.
 
     Returns:
         `out`.
     """
-    parts = [(w, c) for w, c in zip(tensors, coefficients, strict=True) if c != 0.0]
+    parts = [(tensor, c) for tensor, c in zip(tensors, mix.coefficients, strict=True) if c != 0.0]
     if not parts:
         return out.zero_()
     if len(parts) == 1 and parts[0][1] == 1.0:
         return out.copy_(parts[0][0])
-    if len(parts) == 2 and math.isclose(parts[0][1] + parts[1][1], 1.0, rel_tol=0.0, abs_tol=1e-9):
-        return torch.lerp(parts[0][0], parts[1][0], parts[1][1], out=out)
-    if out.dtype in (torch.float32, torch.float64):
-        return _accumulate_(out, [w for w, _ in parts], [c for _, c in parts])
-    return _accumulate_in_chunks_(out, [w for w, _ in parts], [c for _, c in parts])
+    if not exact and len(parts) == 2 and math.isclose(parts[0][1] + parts[1][1], 1.0):
+        (near, _), (far, share) = sorted(parts, key=lambda part: -abs(part[1]))
+        # The smaller share is the one that lerp is told: 1 - share would lose its digits.
+        return torch.lerp(near, far, share, out=out)
+    return _sum_(out, tensors, mix)
 
 
-def _accumulate_(out: torch.Tensor, tensors: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
-    torch.mul(tensors[0], coefficients[0], out=out)
-    for tensor, coefficient in zip(tensors[1:], coefficients[1:]):
-        out.add_(tensor, alpha=coefficient)
-    return out
-
-
-def _accumulate_in_chunks_(
-    out: torch.Tensor, tensors: Sequence[torch.Tensor], coefficients: Sequence[float]
-) -> torch.Tensor:
-    size = min(out.numel(), _CHUNK)
-    total, part = torch.empty((2, size), dtype=torch.float32, device=out.device)
-    pieces = [tensor.reshape(-1).split(_CHUNK) for tensor in tensors]
+def _sum_(out: Tensor, tensors: Sequence[Tensor], mix: Mix) -> Tensor:
+    dtype = _sum_dtype(out)
+    parts = [
+        (tensor.reshape(-1).split(_CHUNK), weight) for tensor, weight in zip(tensors, mix.weights) if weight != 0.0
+    ]
+    weights = torch.tensor([weight for _, weight in parts], dtype=dtype)
+    divisor = weights.sum().to(out.device) if mix.normalise and weights.sum() != 1.0 else None
+    numbers = weights.to(out.device).split(1)
+    total, part = torch.empty((2, min(out.numel(), _CHUNK)), dtype=dtype, device=out.device)
     for index, target in enumerate(out.view(-1).split(_CHUNK)):
         x, y = total[: target.numel()], part[: target.numel()]
-        x.copy_(pieces[0][index]).mul_(coefficients[0])
-        for piece, coefficient in zip(pieces[1:], coefficients[1:]):
-            x.add_(y.copy_(piece[index]), alpha=coefficient)
-        target.copy_(x)
+        x.copy_(parts[0][0][index]).mul_(numbers[0])
+        for (pieces, _), number in zip(parts[1:], numbers[1:]):
+            y.copy_(pieces[index])
+            x.addcmul_(y, number) if mix.fused else x.add_(y.mul_(number))
+        target.copy_(x if divisor is None else x.div_(divisor))
     return out
 
 
-def linear(tensors: Sequence[torch.Tensor], weights: Sequence[float], *, normalise: bool = True) -> torch.Tensor:
-    """Return the weighted mean (or sum) of tensors of one shape and dtype.
+def _sum_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
-    W = sum_i w_i W_i / sum_i w_i.
+
+def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, normalise: bool = True) -> Tensor:
+    """Return the weighted mean of tensors, W = sum_i w_i W_i / sum_i w_i, or with `normalise` false the weighted sum.
 
     Args:
         tensors: N tensors of one shape and dtype.
@@ -152,10 +175,10 @@ def linear(tensors: Sequence[torch.Tensor], weights: Sequence[float], *, normali
 
     Source: Model Soups (arXiv 2203.05482), section 2, with weights.
     """
-    return weighted_sum_(torch.empty_like(tensors[0]), tensors, linear_coefficients(weights, normalise=normalise))
+    return mix_(torch.empty_like(tensors[0]), tensors, linear_mix(weights, normalise=normalise))
 
 
-def slerp(first: torch.Tensor, second: torch.Tensor, t: float) -> torch.Tensor:
+def slerp(first: Tensor, second: Tensor, t: float) -> Tensor:
     """Return the spherical interpolation between two tensors, which are taken as flat vectors.
 
     Args:
@@ -166,7 +189,6 @@ def slerp(first: torch.Tensor, second: torch.Tensor, t: float) -> torch.Tensor:
     Returns:
         A new tensor of the same shape and dtype.
 
-    Source: Shoemake 1985, section 3.3, as mergekit reads it for weights.
+    Source: Shoemake 1985, section 3.3; threshold as in mergekit 0.1.5.
     """
-    coefficients = slerp_coefficients(t, cosine_similarity(first, second))
-    return weighted_sum_(torch.empty_like(first), (first, second), coefficients)
+    return mix_(torch.empty_like(first), (first, second), slerp_mix(t, cosine_similarity(first, second)))
