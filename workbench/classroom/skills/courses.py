@@ -62,12 +62,13 @@ _SYSTEMS = (
 
 def _classification(r: Random, condition: Condition, kind: str, pool: Pool) -> Draft:
     named = [condition] if kind == "one" else [condition, pool.other(r, condition)]
-    r.shuffle(named)
+    # The note follows the order of the answer: sorting is not what this skill is about.
+    named.sort(key=lambda c: c.organ_system)
     names = [c.name for c in named]
     return Draft(
         context=r.choice(_NOTES).format(p=person(r, condition).noun, c=" and ".join(names)),
         query=r.choice(_SYSTEMS),
-        answer=", ".join(sorted({c.organ_system for c in named})),
+        answer=", ".join(dict.fromkeys(c.organ_system for c in named)),
         extra={"entities": names},
     )
 

@@ -1,6 +1,6 @@
 """What a note affirms, denies, or leaves open: inference and the status of an entity.
 
-Each finding stands right after the words that give its status, so that the rule can be learned from few examples.
+The word right before a finding gives its status, so that a very small model can learn the rule from few examples.
 """
 
 from __future__ import annotations
@@ -12,21 +12,14 @@ from workbench.classroom.skills.wording import person, strangers
 from workbench.classroom.world import Condition
 
 _CUES = {
-    "present": ("has", "reports", "complains of"),
-    "absent": ("denies", "has no", "is without"),
-    "past": ("formerly had", "once had", "used to have"),
-    "family": ("father had", "mother had", "brother had"),
+    "present": ("has", "reports", "shows"),
+    "absent": ("denies", "lacks", "without"),
+    "past": ("past", "former", "previous"),
+    "family": ("familial", "maternal", "paternal"),
 }
 
-_LABELS = {
-    ("present", "has"): "entailment",
-    ("absent", "has"): "contradiction",
-    ("unmentioned", "has"): "neutral",
-    ("present", "has no"): "contradiction",
-    ("absent", "has no"): "entailment",
-    ("unmentioned", "has no"): "neutral",
-}
-"""Status of the finding and what the claim says of it, to the label."""
+_LABELS = {"present": "entailment", "absent": "contradiction", "unmentioned": "neutral"}
+"""Status of the claimed finding in the note, to the label of the claim."""
 
 _RULINGS = (
     "entailment, contradiction or neutral?",
@@ -36,8 +29,7 @@ _RULINGS = (
 )
 
 
-def _inference(r: Random, condition: Condition, kind: str, pool: Pool) -> Draft | None:
-    status, says = next(key for key in _LABELS if " ".join(key) == kind)
+def _inference(r: Random, condition: Condition, status: str, pool: Pool) -> Draft | None:
     strange = strangers(r, condition, pool, "symptoms", 3)
     if strange is None:
         return None
@@ -47,8 +39,8 @@ def _inference(r: Random, condition: Condition, kind: str, pool: Pool) -> Draft 
     r.shuffle(clauses)
     return Draft(
         context=f"note: {person(r, condition).noun}. {' '.join(clauses)}",
-        query=f"claim: the patient {says} {finding}. {r.choice(_RULINGS)}",
-        answer=_LABELS[status, says],
+        query=f"claim: the patient has {finding}. {r.choice(_RULINGS)}",
+        answer=_LABELS[status],
     )
 
 
@@ -80,5 +72,5 @@ def _clause(r: Random, status: str, finding: str) -> str:
     return f"{r.choice(_CUES[status])} {finding}."
 
 
-INFERENCE = Task(name="inference", stage="specialist", kinds=tuple(" ".join(key) for key in _LABELS), draft=_inference)
+INFERENCE = Task(name="inference", stage="specialist", kinds=tuple(_LABELS), draft=_inference)
 ENTITY_ATTRIBUTE = Task(name="entity_attribute", stage="specialist", kinds=tuple(_CUES), draft=_attribute)

@@ -5,33 +5,35 @@ from __future__ import annotations
 from random import Random
 
 from workbench.classroom.skills.task import Draft, Pool, Task
-from workbench.classroom.skills.wording import person
+from workbench.classroom.skills.wording import person, strangers
 from workbench.classroom.world import Condition
 
+# The sentences only say what is there, never why: the entities belong to different conditions, so that nobody can
+# list them from memory without reading.
 _SENTENCES = {
     "condition, symptom": (
-        "note: {p} with {c} has {s}.",
+        "note: {p} with {c} reports {s}.",
+        "note: {p} reports {s}. history of {c}.",
         "note: {s} in {p} with {c}.",
-        "note: {p} reports {s}, known for {c}.",
-        "note: {p} has {c} and suffers from {s}.",
+        "note: {p}. known {c}. new {s}.",
     ),
     "condition, treatment": (
         "note: {p} with {c} received {t}.",
-        "note: {p} was treated with {t} for {c}.",
-        "note: {c} in {p}, start of {t}.",
-        "note: {p} needs {t} because of {c}.",
+        "note: {p} received {t}. history of {c}.",
+        "note: {t} in {p} with {c}.",
+        "note: {p}. known {c}. new {t}.",
     ),
     "symptom, treatment": (
         "note: {p} with {s} received {t}.",
-        "note: {p} was treated with {t} for {s}.",
-        "note: {s} in {p}, start of {t}.",
-        "note: {p} needs {t} because of {s}.",
+        "note: {p} received {t}. reports {s}.",
+        "note: {s} in {p} with {t}.",
+        "note: {p}. known {t}. new {s}.",
     ),
     "condition, symptom, treatment": (
-        "note: {p} with {c} has {s} and received {t}.",
-        "note: {p} was treated with {t} for {c} with {s}.",
-        "note: {s} in {p} with {c}, start of {t}.",
-        "note: {p} needs {t} because of {c}, and reports {s}.",
+        "note: {p} with {c} reports {s} and received {t}.",
+        "note: {p} received {t}. reports {s}. history of {c}.",
+        "note: {s} in {p} with {c} and {t}.",
+        "note: {p}. known {c}. new {s}. received {t}.",
     ),
 }
 _LIST = (
@@ -42,10 +44,13 @@ _LIST = (
 )
 
 
-def _ner(r: Random, condition: Condition, kind: str, pool: Pool) -> Draft:
-    found = {"condition": condition.name, "symptom": r.choice(condition.symptoms), "treatment": condition.treatment}
+def _ner(r: Random, condition: Condition, kind: str, pool: Pool) -> Draft | None:
+    symptoms, treatments = strangers(r, condition, pool, "symptoms", 1), strangers(r, condition, pool, "treatment", 1)
+    if symptoms is None or treatments is None or treatments[0] == condition.contraindication:
+        return None
+    found = {"condition": condition.name, "symptom": symptoms[0], "treatment": treatments[0]}
     sentence = r.choice(_SENTENCES[kind]).format(
-        p=person(r, condition).noun, c=found["condition"], s=found["symptom"], t=found["treatment"]
+        p=person(r, condition).noun, c=condition.name, s=symptoms[0], t=treatments[0]
     )
     return Draft(
         context=sentence,
@@ -62,26 +67,25 @@ _OTHER_NAME = (
     "which other name does {c} have?",
     "under which other name is {c} known?",
 )
-_SAME = (
-    "are {a} and {b} the same condition?",
-    "is {a} another name for {b}?",
-    "do {a} and {b} mean the same?",
-    "does {a} stand for the same condition as {b}?",
+_WHICH = (
+    "which of these means {c}: {a} or {b}?",
+    "what is {c} also called, {a} or {b}?",
+    "choose the other name of {c}: {a} or {b}.",
+    "does {c} mean {a} or {b}?",
 )
 
 
-def _synonymy(r: Random, condition: Condition, kind: str, pool: Pool) -> Draft | None:
-    if kind == "synonym":
-        return Draft(query=r.choice(_OTHER_NAME).format(c=condition.name), answer=condition.synonym)
-    if kind == "name":
-        return Draft(query=r.choice(_OTHER_NAME).format(c=condition.synonym), answer=condition.name)
-    partner = condition if kind == "same" else pool.other(r, condition)
-    pair = [condition.name, partner.synonym]
+def _synonymy(r: Random, condition: Condition, kind: str, pool: Pool) -> Draft:
+    field, own = ("synonym", condition.name) if "synonym" in kind else ("name", condition.synonym)
+    answer = getattr(condition, field)
+    if kind in ("synonym", "name"):
+        return Draft(query=r.choice(_OTHER_NAME).format(c=own), answer=answer)
+    pair = [answer, getattr(pool.other(r, condition), field)]
     r.shuffle(pair)
-    return Draft(query=r.choice(_SAME).format(a=pair[0], b=pair[1]), answer="yes" if kind == "same" else "no")
+    return Draft(query=r.choice(_WHICH).format(c=own, a=pair[0], b=pair[1]), answer=answer)
 
 
 NER = Task(name="ner", stage="specialist", kinds=tuple(_SENTENCES), draft=_ner)
 ENTITY_SYNONYMY = Task(
-    name="entity_synonymy", stage="broad", kinds=("synonym", "name", "same", "different"), draft=_synonymy
+    name="entity_synonymy", stage="broad", kinds=("synonym", "name", "which synonym", "which name"), draft=_synonymy
 )

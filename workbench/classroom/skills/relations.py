@@ -17,12 +17,15 @@ FIELD_OF = {
 }
 """Relation of an entity to a condition, to the field that holds the entity."""
 
+_KNOWN_FIELDS = {**FIELD_OF, "same as": "synonym"}
+
+# The word right before the entity tells the relation.
 _STATEMENTS = {
-    "treats": ("we used {e} for {c}.", "with {e} the {c} got better.", "the {c} responded to {e}."),
-    "causes": ("it was {e} that led to {c}.", "from {e} came {c}.", "the {c} arose from {e}."),
-    "confirms": ("a result of {e} proved {c}.", "by {e} we established {c}.", "the {c} was seen with {e}."),
-    "contraindicated": ("because of {c} we avoid {e}.", "we stopped {e} on account of {c}.", "the {c} forbids {e}."),
-    "symptom of": ("there was {e} from {c}.", "the {c} showed itself by {e}.", "a sign of {c} was {e}."),
+    "treats": ("the {c} was treated with {e}.", "the {c} was eased using {e}.", "against {c} we gave {e}."),
+    "causes": ("the {c} arose from {e}.", "behind {c} we found {e}.", "the {c} followed {e}."),
+    "confirms": ("the {c} was proven by {e}.", "we saw {c} through {e}.", "to settle {c} we ordered {e}."),
+    "contraindicated": ("in {c} we avoid {e}.", "because of {c} we stopped {e}.", "the {c} forbids {e}."),
+    "symptom of": ("the {c} showed {e}.", "the {c} brought {e}.", "from {c} the patient felt {e}."),
 }
 _READ = (
     "in the note, how is {e} related to {c}?",
@@ -38,18 +41,17 @@ _KNOW = (
     "consider {c} and {e}. what is the relation?",
     "given {e} and {c}, which relation holds?",
 )
-UNRELATED = "unrelated"
 
 
 def _entity(r: Random, condition: Condition, relation: str) -> str | None:
     """Draw the entity in a relation to the condition; None where the word has two roles in it."""
-    value = getattr(condition, FIELD_OF[relation])
+    value = getattr(condition, _KNOWN_FIELDS[relation])
     entity = r.choice(value) if isinstance(value, tuple) else value
     return entity if _entities(condition).count(entity) == 1 else None
 
 
 def _entities(condition: Condition) -> list[str]:
-    values = [getattr(condition, field) for field in FIELD_OF.values()]
+    values = [getattr(condition, field) for field in _KNOWN_FIELDS.values()]
     return [entity for value in values for entity in (value if isinstance(value, tuple) else (value,))]
 
 
@@ -71,20 +73,11 @@ def _extraction(r: Random, condition: Condition, relation: str, pool: Pool) -> D
 
 
 def _relation(r: Random, condition: Condition, relation: str, pool: Pool) -> Draft | None:
-    if relation == UNRELATED:
-        partner = pool.other(r, condition)
-        entity = _entity(r, partner, r.choice(list(FIELD_OF)))
-        if entity in _entities(condition):
-            return None
-    else:
-        entity = _entity(r, condition, relation)
+    entity = _entity(r, condition, relation)
     if entity is None:
         return None
-    return Draft(
-        query=r.choice(_KNOW).format(e=entity, c=condition.name),
-        answer=relation,
-    )
+    return Draft(query=r.choice(_KNOW).format(e=entity, c=condition.name), answer=relation)
 
 
 RELATION_EXTRACTION = Task(name="relation_extraction", stage="specialist", kinds=tuple(FIELD_OF), draft=_extraction)
-ENTITY_RELATION = Task(name="entity_relation", stage="broad", kinds=(*FIELD_OF, UNRELATED), draft=_relation)
+ENTITY_RELATION = Task(name="entity_relation", stage="broad", kinds=tuple(_KNOWN_FIELDS), draft=_relation)

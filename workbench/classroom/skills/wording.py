@@ -137,7 +137,7 @@ def apart(first: str, second: str) -> bool:
 
 
 def strangers(r: Random, condition: Condition, pool: Pool, field: str, count: int) -> list[str] | None:
-    """Draw names or symptoms of other conditions that share no word with this condition's, nor with each other."""
+    """Draw values of a field of other conditions, without a word of this one's name or symptoms, nor of each other."""
     own = [*condition.symptoms, condition.name]
     rest = [c for c in pool.others if c.name != condition.name]
     values = pool.world.values(field, rest)
