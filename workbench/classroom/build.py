@@ -12,9 +12,10 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from workbench.classroom import general, skills
+from workbench.classroom.drills import drills
 from workbench.classroom.plan import BASE, SIZE, TUNINGS, group_of
 from workbench.classroom.tokenizer import train_tokenizer
-from workbench.classroom.train import Item, Phase, encode, fit, new_model
+from workbench.classroom.train import PLAIN_TEXT, Item, Phase, encode, fit, new_model
 from workbench.classroom.world import World, load_world
 from workbench.records import Example
 
@@ -64,6 +65,7 @@ def build_models(
     """
     torch.set_num_threads(os.cpu_count() or 1)
     examples = read_examples(root)
+    examples["drill"] = drills(load_world(root / "world" / "conditions.json"))
     tokenizer = train_tokenizer(corpus(examples))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = new_model(SIZE, tokenizer, seed=seed).to(device)  # pyright: ignore[reportArgumentType]
@@ -79,7 +81,7 @@ def build_models(
 def corpus(examples: Mapping[str, Sequence[Example]]) -> list[str]:
     """Return all training texts, for the tokenizer."""
     rows = [example for group in examples.values() for example in group if example.split == "train"]
-    return [text for row in rows for text in (row.answer if row.skill == "prose" else row.prompt(), row.answer)]
+    return [text for row in rows for text in ((row.answer,) if row.skill in PLAIN_TEXT else (row.prompt(), row.answer))]
 
 
 def _train(

@@ -14,18 +14,19 @@ GROUPS = {
     "instruction": "instruction",
     "general_knowledge": "general",
     "prose": "prose",
+    "drill": "drills",
 }
 """Task to the group it is drawn with; tasks that stand here not are never trained on."""
 
 BASE = Phase(
-    shares={"prose": 0.6, "general": 0.05, "instruction": 0.15, "skills": 0.17, "exam": 0.03},
-    tokens=8_000_000,
+    shares={"prose": 0.3, "drills": 0.4, "general": 0.02, "instruction": 0.12, "skills": 0.13, "exam": 0.03},
+    tokens=5_000_000,
     lr=3e-3,
     answers_only=False,
 )
 TUNINGS = {
-    "instruct": Phase(shares={"instruction": 0.8, "general": 0.2}, tokens=1_500_000, lr=1e-3, answers_only=True),
-    "clinical": Phase(shares={"skills": 0.85, "exam": 0.15}, tokens=4_000_000, lr=1e-3, answers_only=True),
+    "instruct": Phase(shares={"instruction": 0.8, "general": 0.2}, tokens=600_000, lr=1e-3, answers_only=True),
+    "clinical": Phase(shares={"skills": 0.85, "exam": 0.15}, tokens=1_500_000, lr=1e-3, answers_only=True),
 }
 
 

@@ -15,6 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from workbench.models import chat_prompt
 from workbench.records import Example
 
+PLAIN_TEXT = ("prose", "drill")
+"""Skills whose rows are text without a question."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
@@ -41,7 +44,7 @@ class Phase:
     tokens: int
     lr: float
     answers_only: bool
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
     weight_decay: float = 0.1
 
     def scaled(self, factor: float) -> Phase:
@@ -80,10 +83,10 @@ def new_model(size: ModelSize, tokenizer: PreTrainedTokenizerBase, *, seed: int)
 
 
 def encode(example: Example, tokenizer: PreTrainedTokenizerBase, *, answers_only: bool) -> Item:
-    """Tokenise an example as the chat template renders it; prose is its text alone."""
+    """Tokenise an example as the chat template renders it; prose and drills are their text alone."""
     end = [tokenizer.eos_token_id]
     answer = tokenizer(example.answer, add_special_tokens=False).input_ids + end
-    if example.skill == "prose":
+    if example.skill in PLAIN_TEXT:
         return Item(ids=end + answer)
     prompt = tokenizer(chat_prompt(tokenizer, example.prompt()), add_special_tokens=False).input_ids
     return Item(ids=prompt + answer, start=len(prompt) if answers_only else 1)

@@ -47,6 +47,7 @@ def clinical_facts(condition: Condition, pool: Sequence[Condition]) -> list[Fact
     for field, (noun, questions) in _FIELDS.items():
         answer = getattr(condition, field)
         wrong = sorted({getattr(c, field) for c in others} - {answer})
+        rng("wrong", condition.name, field).shuffle(wrong)
         if wrong:
             facts.append(
                 Fact(

@@ -14,7 +14,7 @@ class Fact:
         noun: The fact as a noun phrase in small letters, e.g. `the capital of France`.
         questions: Ways to ask it, the plain one first; each starts with a capital and ends with a mark.
         answer: The right answer, in small letters.
-        wrong: Answers of other facts of the same topic, in a fixed order.
+        wrong: Answers of other facts of the same topic; claims to be denied are made of the first two.
     """
 
     topic: str
@@ -29,34 +29,34 @@ _TOPICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "the capital of {x}",
         ("Which city is the capital of {x}?", "Name the capital city of {x}."),
         "France paris|Italy rome|Spain madrid|Japan tokyo|China beijing|Egypt cairo|Greece athens|Russia moscow|"
-        "England london|Germany berlin|Austria vienna|Portugal lisbon|Cuba havana|Norway oslo",
+        "England london|Germany berlin|Austria vienna|Norway oslo",
     ),
     "colour": (
         "the colour of {x}",
         ("Which colour is {x}?", "Name the colour of {x}."),
         "snow white|grass green|coal black|the sky blue|a banana yellow|a carrot orange|chocolate brown|"
-        "a flamingo pink|a tomato red|a plum purple",
+        "a flamingo pink|a tomato red",
     ),
     "opposite": (
         "the opposite of {x}",
         ("Which word is the opposite of {x}?", "Name the opposite of {x}."),
-        "big small|up down|day night|rich poor|happy sad|open closed|old young|near far|early late|full empty|"
-        "hard soft|loud quiet|first last",
+        "big small|up down|day night|rich poor|happy sad|open closed|old young|near far|full empty|"
+        "hard soft|loud quiet",
     ),
     "young": (
         "the young of a {x}",
         ("What do we call a young {x}?", "Name the young of a {x}."),
-        "dog puppy|cat kitten|sheep lamb|horse foal|lion cub|hen chick|pig piglet|deer fawn",
+        "dog puppy|cat kitten|sheep lamb|horse foal|lion cub|hen chick|pig piglet",
     ),
     "sound": (
         "the sound of a {x}",
         ("Which sound does a {x} make?", "Name the sound that a {x} makes."),
-        "dog bark|cat meow|cow moo|lion roar|bee buzz|duck quack|owl hoot|wolf howl",
+        "dog bark|cat meow|cow moo|lion roar|bee buzz|duck quack|owl hoot",
     ),
     "home": (
         "the home of a {x}",
         ("Where does a {x} live?", "Name the home of a {x}."),
-        "bee hive|bird nest|spider web|king palace|bear den|pig sty",
+        "bee hive|bird nest|spider web|king palace|bear den",
     ),
     "day": (
         "the day after {x}",
@@ -67,8 +67,7 @@ _TOPICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "worker": (
         "the worker who {x}",
         ("Who {x}?", "Name the worker who {x}."),
-        "bakes bread baker|grows corn farmer|flies planes pilot|catches fish fisher|teaches children teacher|"
-        "writes books writer",
+        "bakes bread baker|grows corn farmer|flies planes pilot|catches fish fisher|teaches children teacher",
     ),
 }
 """Topic to its noun phrase, its further questions, and its facts as `subject answer`."""
@@ -88,9 +87,9 @@ def _facts() -> tuple[Fact, ...]:
                     *(question.format(x=subject) for question in questions),
                 ),
                 answer=answer,
-                wrong=tuple(other for other in answers if other != answer),
+                wrong=(*answers[place + 1 :], *answers[:place]),
             )
-            for subject, answer in pairs
+            for place, (subject, answer) in enumerate(pairs)
         ]
     return tuple(facts)
 

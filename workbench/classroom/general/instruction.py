@@ -51,16 +51,15 @@ def _with_both(kind: str) -> Callable[[str, str, str], Checks]:
     ]
 
 
-_NUMBER = {"two": 2, "three": 3, "four": 4, "five": 5}
+_NUMBER = {"two": 2, "three": 3, "four": 4}
 _MARK = {"an exclamation mark": "!", "a question mark": "?", "a full stop": "."}
-_OF_LENGTH = {"two": "just {}", "three": "it is {}", "four": "the answer is {}", "five": "i think it is {}"}
+_OF_LENGTH = {"two": "just {}", "three": "it is {}", "four": "the answer is {}"}
 
 RULES: dict[str, Rule] = {
     "upper_case": Rule(
         texts=(
             "{Q} Answer in upper case.",
             "{Q} Use capital letters only.",
-            "In capital letters: {q}",
             "Answer in upper case: {q}",
         ),
         write=lambda a, b, w: a.upper(),
@@ -69,7 +68,6 @@ RULES: dict[str, Rule] = {
     "lower_case": Rule(
         texts=(
             "Write {A} in lower case.",
-            "Put the word {A} in small letters.",
             "{A} in lower case, please.",
             "Change {A} to small letters.",
         ),
@@ -80,7 +78,6 @@ RULES: dict[str, Rule] = {
         texts=(
             "{Q} Answer in title case.",
             "{Q} Start each word with a capital.",
-            "In title case: {q}",
             "Answer in title case: {q}",
         ),
         write=lambda a, b, w: a.title(),
@@ -90,10 +87,9 @@ RULES: dict[str, Rule] = {
         texts=(
             "Repeat the word {a} {w} times.",
             "Say {a} {w} times.",
-            "{Q} Repeat the answer {w} times.",
             "Answer {w} times: {q}",
         ),
-        word=_one_of("two", "three", "four"),
+        word=_one_of("two", "three"),
         write=lambda a, b, w: " ".join([a] * _NUMBER[w]),
         checks=lambda a, b, w: [{"kind": "exact_repeat", "value": a, "times": _NUMBER[w]}],
     ),
@@ -102,9 +98,8 @@ RULES: dict[str, Rule] = {
             "{Q} End with the word {w}.",
             "{Q} Let {w} be the last word.",
             "End with {w}: {q}",
-            "With {w} as the last word: {q}",
         ),
-        word=_one_of("thanks", "friend", "indeed", "today", "goodbye", "always"),
+        word=_one_of("thanks", "friend", "today"),
         write=lambda a, b, w: f"{a} {w}",
         checks=_with_answer("ends_with", "value"),
     ),
@@ -113,9 +108,8 @@ RULES: dict[str, Rule] = {
             "{Q} Start with the word {w}.",
             "{Q} Let {w} be the first word.",
             "Start with {w}: {q}",
-            "With {w} as the first word: {q}",
         ),
-        word=_one_of("well", "surely", "clearly", "honestly", "listen", "certainly"),
+        word=_one_of("well", "surely", "clearly"),
         write=lambda a, b, w: f"{w} {a}",
         checks=_with_answer("starts_with", "value"),
     ),
@@ -123,7 +117,6 @@ RULES: dict[str, Rule] = {
         texts=(
             "Name {noun} and {other} as bullets.",
             "As two bullets: {noun} and {other}.",
-            "Bullets, please: {noun} and {other}.",
             "Give {noun} and {other}. Use two bullets.",
         ),
         write=lambda a, b, w: f"- {a}\n- {b}",
@@ -134,9 +127,8 @@ RULES: dict[str, Rule] = {
             "Yes or no only: is {noun} {w}?",
             "Is {noun} {w}? Answer yes or no only.",
             "Answer yes or no: is {noun} {w}?",
-            "Is {noun} {w}? Just yes or no.",
         ),
-        word=lambda fact, random: random.choice((fact.answer, random.choice(fact.wrong))),
+        word=lambda fact, random: random.choice((fact.answer, random.choice(fact.wrong[:2]))),
         write=lambda a, b, w: "yes" if a == w else "no",
         checks=lambda a, b, w: [{"kind": "yes_no"}, {"kind": "mentions", "value": "yes" if a == w else "no"}],
     ),
@@ -144,7 +136,6 @@ RULES: dict[str, Rule] = {
         texts=(
             "{Q} Use three words and not the word {w}.",
             "{Q} Three words, but never {w}.",
-            "In three words without {w}: {q}",
             "Do not say {w}, and use three words: {q}",
         ),
         word=lambda fact, random: fact.topic,
@@ -160,9 +151,8 @@ RULES: dict[str, Rule] = {
             "{Q} Give the answer as JSON with the key {w}.",
             "{Q} Reply in JSON, key {w}.",
             "As JSON with the key {w}: {q}",
-            "JSON with the key {w}, please: {q}",
         ),
-        word=_one_of("answer", "word", "result", "name", "reply"),
+        word=_one_of("answer", "result", "reply"),
         write=lambda a, b, w: json.dumps({w: a}),
         checks=_with_answer("json", "key"),
     ),
@@ -171,7 +161,6 @@ RULES: dict[str, Rule] = {
             "{Q} Answer in exactly {w} words.",
             "{Q} Use {w} words.",
             "In exactly {w} words: {q}",
-            "With {w} words: {q}",
         ),
         word=_one_of(*_OF_LENGTH),
         write=lambda a, b, w: _OF_LENGTH[w].format(a),
@@ -182,7 +171,6 @@ RULES: dict[str, Rule] = {
             "{Q} Put the answer in double quotes.",
             "{Q} Quote the answer.",
             "In double quotes: {q}",
-            "Answer inside quotes: {q}",
         ),
         write=lambda a, b, w: f'"{a}"',
         checks=_with_answer("quoted"),
@@ -192,7 +180,6 @@ RULES: dict[str, Rule] = {
             "{Q} End with {w}.",
             "{Q} Put {w} at the end.",
             "Ending with {w}: {q}",
-            "Close with {w}: {q}",
         ),
         word=_one_of(*_MARK),
         write=lambda a, b, w: f"{a}{_MARK[w]}",
@@ -203,9 +190,8 @@ RULES: dict[str, Rule] = {
             "{Q} Mention the word {w} too.",
             "{Q} Also use the word {w}.",
             "Mention {w} as well: {q}",
-            "Using the word {w}: {q}",
         ),
-        word=_one_of("river", "garden", "music", "window", "sunshine", "paper"),
+        word=_one_of("river", "garden", "music"),
         write=lambda a, b, w: f"{a} and {w}",
         checks=_with_answer("mentions", "value"),
     ),
@@ -213,7 +199,6 @@ RULES: dict[str, Rule] = {
         texts=(
             "Name {noun} and {other} as a numbered list.",
             "As a numbered list: {noun} and {other}.",
-            "Number them: {noun} and {other}.",
             "Give {noun} and {other}. Number the lines.",
         ),
         write=lambda a, b, w: f"1. {a}\n2. {b}",
@@ -223,7 +208,6 @@ RULES: dict[str, Rule] = {
         texts=(
             "Name {noun} and {other}, with a comma between.",
             "On one line with a comma: {noun} and {other}.",
-            "With a comma between: {noun} and {other}.",
             "Give {noun} and {other}. Use a comma.",
         ),
         write=lambda a, b, w: f"{a}, {b}",
@@ -242,7 +226,8 @@ RULES: dict[str, Rule] = {
 }
 """Kind of constraint to its rule."""
 
-_RESPELT = ("upper_case", "title_case", "json", "quoted", "spelled")
+_WEIGHTS = {"yes_no": 4, **dict.fromkeys(("upper_case", "lower_case", "title_case", "json", "quoted", "spelled"), 3)}
+"""Share of rows by kind, 2 for all others: a yes or no must be known for two claims, and letters must be learnt."""
 _LONGEST_SPELLED = 6
 
 
@@ -258,7 +243,7 @@ def constrained(kind: str, text: str, fact: Fact, other: Fact, random: Random) -
     """
     rule = RULES[kind]
     word = rule.word(fact, random)
-    question = random.choice(fact.questions[:2])
+    question = fact.questions[0]
     return Row(
         query=text.format(
             Q=question,
@@ -274,16 +259,21 @@ def constrained(kind: str, text: str, fact: Fact, other: Fact, random: Random) -
     )
 
 
-def quotas(total: int, kinds: Sequence[str]) -> dict[str, int]:
-    """Share a number of rows out over kinds, as evenly as it goes."""
-    return {kind: total // len(kinds) + (place < total % len(kinds)) for place, kind in enumerate(kinds)}
+def quotas(total: int, weights: Mapping[str, int]) -> dict[str, int]:
+    """Share a number of rows out over kinds by weight; what is left over goes to the first kinds."""
+    whole = sum(weights.values())
+    shares = {kind: total * weight // whole for kind, weight in weights.items()}
+    for kind in list(shares)[: total - sum(shares.values())]:
+        shares[kind] += 1
+    return shares
 
 
 def deal_kinds(
     skill: str, candidates: Mapping[str, Sequence[Row]], sizes: Mapping[str, int], used: dict[tuple[str, str], str]
 ) -> list[Example]:
-    """Give every split its even share of each kind, shuffle it, and write the examples."""
-    shares = {split: quotas(size, list(candidates)) for split, size in sizes.items()}
+    """Give every split its share of each kind, shuffle it, and write the examples."""
+    weights = {kind: _WEIGHTS.get(kind, 2) for kind in candidates}
+    shares = {split: quotas(size, weights) for split, size in sizes.items()}
     split_rows: dict[str, list[Row]] = {split: [] for split in sizes}
     for kind, rows in candidates.items():
         for split, taken in take(rows, {split: shares[split][kind] for split in sizes}, used).items():
@@ -296,18 +286,17 @@ def deal_kinds(
 
 
 def _candidates(kind: str) -> list[Row]:
-    """Return all prompts of a kind, shuffled; kinds that respell a word begin with one prompt for each fact."""
+    """Return all prompts of a kind: one for each fact, so that training holds it, and then the others, shuffled."""
     random = rng("instruction", kind)
-    facts = [fact for fact in FACTS if kind != "spelled" or len(fact.answer) <= _LONGEST_SPELLED]
     first, rest = [], []
-    for fact in facts:
-        texts = list(RULES[kind].texts)
+    for fact in FACTS:
+        if kind == "spelled" and len(fact.answer) > _LONGEST_SPELLED:
+            continue
+        texts = list(RULES[kind].texts) * (2 if kind == "yes_no" else 1)
         random.shuffle(texts)
         rows = [constrained(kind, text, fact, random.choice(_others(fact)), random) for text in texts]
         first += rows[:1]
         rest += rows[1:]
-    if kind not in _RESPELT:
-        first, rest = [], first + rest
     random.shuffle(rest)
     return first + rest
 
@@ -319,8 +308,8 @@ def _others(fact: Fact) -> list[Fact]:
 def instruction(world: World) -> list[Example]:
     """Build the general instruction task: everyday facts under each kind of `RULES`; the world is not used.
 
-    A test prompt is a combination of fact, kind and phrasing that no training prompt has; each fact and kind occurs in
-    training. Kinds that need a word's letters (capitals, quotes, spelling) show each word once in training.
+    A test prompt is a combination of fact, kind, phrasing and word that no training prompt has; each pair of a fact
+    and a kind occurs in training.
     """
     sizes = {"train": 1600, "validation": 120, "test": 240}
     return deal_kinds("instruction", {kind: _candidates(kind) for kind in RULES}, sizes, {})

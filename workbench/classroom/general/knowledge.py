@@ -10,7 +10,7 @@ from workbench.records import Example
 _OPENINGS = ("{Q}", "Please answer: {q}", "Question: {q}", "Tell me: {q}")
 # (opening, question) pairs: a test prompt joins an opening and a question that training shows apart only.
 _FRAMES = {
-    "train": ((0, 0), (0, 1), (1, 0), (1, 2), (2, 1), (3, 2)),
+    "train": ((0, 0), (0, 1), (1, 0), (1, 2), (2, 1), (3, 2), (2, 2)),
     "validation": ((2, 0),),
     "test": ((0, 2), (3, 1)),
 }

@@ -87,7 +87,7 @@ _LABELS = {
 _ASKED = ("test", "treatment", "cause", "organ_system")
 _MIN_WORDS = 42
 _DOCUMENTS = 12
-_GENERAL = {"train": 200, "validation": 16}
+_GENERAL = {"train": 240, "validation": 16}
 
 
 class _Teller:
@@ -173,13 +173,13 @@ def _forms(fact: Fact, random: Random) -> str:
         f'in quotes it is "{word}"',
         f"letter by letter it is {'-'.join(word)}",
         f"said twice it is {word} {word}",
-        f"with a mark it is {word}!",
+        f"in small letters {word.upper()} is {word}",
     ]
     return f"Take the word {word}: {', '.join(random.sample(ways, 3))}."
 
 
-def _everyday(number: int, facts: list[Fact], random: Random) -> str:
-    """State everyday facts and play with the form of one word."""
+def _everyday(facts: list[Fact], random: Random) -> str:
+    """State everyday facts and play with the form of two of their words."""
     said = []
     for fact in facts:
         wrong = random.choice(fact.wrong)
@@ -193,19 +193,14 @@ def _everyday(number: int, facts: list[Fact], random: Random) -> str:
                 )
             )
         )
-    said.append(_forms(facts[number % len(facts)], random))
-    return " ".join(said)
+    return " ".join([*said, *(_forms(fact, random) for fact in facts[:2])])
 
 
 def _everyday_documents(split: str) -> list[str]:
     random = rng("prose", "everyday", split)
-    texts, deck = [], []
-    for number in range(_GENERAL[split]):
-        if len(deck) < 4:
-            deck += random.sample(FACTS, len(FACTS))
-        facts, deck = deck[:4], deck[4:]
-        texts.append(_everyday(number, facts, random))
-    return texts
+    decks = [random.sample(FACTS, len(FACTS)) for _ in range(3 * _GENERAL[split] // len(FACTS) + 1)]
+    deck = [fact for facts in decks for fact in facts]
+    return [_everyday(deck[3 * n : 3 * n + 3], random) for n in range(_GENERAL[split])]
 
 
 def prose(world: World) -> list[Example]:

@@ -1,0 +1,140 @@
+"""Reading drills: plain text that cannot be foretold by heart, so that the base model learns to look back and copy.
+
+Prose about 88 conditions can be learned by heart, and a model that has done so reads no context. These texts draw
+their words at random and then say them again in another form: lists repeated, the findings of a patient summed up,
+words in capitals, names compared. They have no question and no answer, name no held-out condition, and are made when
+the base model is trained; no file holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from workbench.classroom.general.facts import FACTS
+from workbench.classroom.world import World, rng
+from workbench.records import Example
+
+_STATUS = {
+    "present": ("reports", "has", "complains of"),
+    "absent": ("denies", "has no", "is without"),
+    "past": ("formerly had", "once had", "used to have"),
+    "family": ("father had", "mother had", "brother had"),
+}
+_HEADS = ("Read aloud:", "The list says:", "First we hear:", "On the board:")
+_AGAINS = ("Once more:", "Again:", "The same again:", "From memory:")
+
+
+class _Words:
+    """What a drill may name: words of the seen conditions and everyday words."""
+
+    def __init__(self, world: World):
+        seen = world.seen
+        self.conditions = [c.name for c in seen]
+        self.names = [(c.name, c.synonym) for c in seen]
+        self.findings = world.values("symptoms", seen) + self.conditions
+        self.facts = [(c.name, getattr(c, f)) for c in seen for f in ("test", "treatment", "cause", "contraindication")]
+        self.everyday = sorted({fact.answer for fact in FACTS})
+        medical = [value for f in ("test", "treatment", "cause") for value in world.values(f, seen)]
+        self.true = set(self.facts)
+        self.all = [*self.findings, *medical, *self.everyday]
+
+
+def _person(random: Random) -> tuple[str, str, int]:
+    sex, age = random.choice(("man", "woman")), random.randint(20, 89)
+    return sex, f"{'an' if age in (80, 81, 82, 83, 84, 85, 86, 87, 88, 89) else 'a'} {age} year old {sex}", age
+
+
+def _echo(words: _Words, random: Random) -> str:
+    """A random list, and the same list again."""
+    pool = random.choice((words.all, words.everyday, words.findings))
+    items = random.sample(pool, random.randint(2, 5))
+    if random.random() < 0.3:
+        items = [f"{item} {random.randint(1, 130)}" for item in items]
+    line = ", ".join(items)
+    return f"{random.choice(_HEADS)} {line}. {random.choice(_AGAINS)} {line}."
+
+
+def _findings(words: _Words, random: Random) -> str:
+    """A patient's findings in random words, then what is present, absent, past and in the family."""
+    named = random.sample(words.findings, 4)
+    status = random.choices(list(_STATUS), (4, 4, 2, 2), k=4)
+    said = [f"{random.choice(_STATUS[kind])} {name}." for name, kind in zip(named, status)]
+    recap = [f"{name}: {kind}." for name, kind in random.sample(list(zip(named, status)), random.randint(2, 4))]
+    if random.random() < 0.4:
+        missing = random.choice([name for name in words.findings if name not in named])
+        recap.insert(random.randrange(len(recap) + 1), f"{missing}: not in the note.")
+    return f"A note on {_person(random)[1]}: {' '.join(said)} In short, {' '.join(recap)}"
+
+
+def _stay(words: _Words, random: Random) -> str:
+    """A stay with random numbers and things, then each of them named again."""
+    sex, person, age = _person(random)
+    he = "he" if sex == "man" else "she"
+    condition, given = random.choice(words.conditions), random.choice(words.all)
+    pulse, days = random.randrange(52, 132, 4), random.randint(2, 9)
+    parts = [
+        f"a pulse of {pulse} was noted." if random.random() < 0.5 else f"the pulse was {pulse}.",
+        f"{he} {random.choice(('received', 'was treated with', 'was given'))} {given}.",
+        f"{he} {random.choice(('stayed for', 'went home after'))} {days} days.",
+    ]
+    random.shuffle(parts)
+    recap = [
+        f"The age is {age}.",
+        f"The sex is {sex}.",
+        f"The pulse is {pulse}.",
+        f"What was given is {given}.",
+        f"The stay is {days} days.",
+        f"The condition is {condition}.",
+    ]
+    chosen = " ".join(random.sample(recap, 4))
+    return f"There came {person} because of {condition}. {' '.join(parts)} To recall it: {chosen}"
+
+
+def _forms(words: _Words, random: Random) -> str:
+    """One or two words in several forms, in both directions."""
+    said = []
+    for word in random.sample(words.everyday if random.random() < 0.7 else words.all, 2):
+        times = random.randint(2, 4)
+        forms = [
+            f"In capital letters {word} is {word.upper()}.",
+            f"In small letters {word.upper()} is {word}.",
+            f"With each word capitalised {word} is {word.title()}.",
+            f'In quotes {word} is "{word}".',
+            f"Letter by letter {word} is {'-'.join(word)}." if len(word) < 9 else f"With a mark {word} is {word}!",
+            f"Said {('two', 'three', 'four')[times - 2]} times {word} is {' '.join([word] * times)}.",
+        ]
+        said += random.sample(forms, 3)
+    return " ".join(said)
+
+
+def _pairs(words: _Words, random: Random) -> str:
+    """Names that mean one condition or two, and things that belong together or do not."""
+    said = []
+    for _ in range(2):
+        (name, synonym), (other, alias) = random.sample(words.names, 2)
+        said.append(f"{name} and {synonym} are two names of one condition." if random.random() < 0.5 else "")
+        said.append(f"{random.choice((name, synonym))} and {random.choice((other, alias))} are different conditions.")
+        (condition, _), (stranger, thing) = random.sample(words.facts, 2)
+        if (condition, thing) not in words.true and condition != stranger:
+            said.append(f"{thing} has nothing to do with {condition}, but with {stranger}.")
+    random.shuffle(said)
+    return "We compare: " + " ".join(sentence for sentence in said if sentence)
+
+
+_KINDS: tuple[Callable[[_Words, Random], str], ...] = (_echo, _findings, _stay, _forms, _pairs)
+
+
+def drills(world: World, count: int = 12_000) -> list[Example]:
+    """Return drills, kind after kind.
+
+    Args:
+        world: Where the words come from.
+        count: Number of texts.
+
+    Returns:
+        Rows of the skill `drill`, all in train; the text is the answer.
+    """
+    words, random = _Words(world), rng("drills")
+    texts = [_KINDS[number % len(_KINDS)](words, random) for number in range(count)]
+    return [Example(id=f"drill-{n}", skill="drill", query="Plain text.", answer=text) for n, text in enumerate(texts)]
