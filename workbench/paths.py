@@ -2,20 +2,18 @@
 
 from pathlib import Path
 
-from workbench.errors import WorkbenchError
-
 
 def data_samples_root() -> Path:
     """Return the folder of shipped data: inside the package in a wheel, beside it in a checkout.
 
     Raises:
-        WorkbenchError: Neither place has it.
+        FileNotFoundError: Neither place has it.
     """
     package = Path(__file__).parent
     for root in (package / "data_samples", package.parent / "data_samples"):
         if root.is_dir():
             return root
-    raise WorkbenchError(
+    raise FileNotFoundError(
         f"No data_samples folder in {package} or beside it. The classroom ships with the package; "
         "install the wheel or clone the whole repository."
     )

@@ -25,7 +25,7 @@ class Builder:
     """
 
     def __init__(self, specs: dict[str, Any], several: bool, limit: int | None):
-        self.specs, self.limit = specs, limit
+        self.specs, self.several, self.limit = specs, several, limit
         self.prefix_ids = several and specs["id"] is not None
         self.records: dict[str, list[Any]] = {name: [] for name in EXAMPLE_COLUMNS}
         self.ids: set[str] = set()
@@ -41,7 +41,7 @@ class Builder:
         """
         columns = list(dict.fromkeys(name for raw in rows for name in raw.values or ()))
         row_map = make_map(self.specs, columns, label) if columns else None
-        before = len(self.bad)
+        bad, kept = len(self.bad), len(self.ids)
         for raw in rows:
             if self.limit is not None and len(self.ids) >= self.limit:
                 break
@@ -49,8 +49,8 @@ class Builder:
                 self._add_row(raw, row_map)
             except RowProblem as problem:
                 self.bad.append(_bad_row(raw, problem))
-        if row_map and len(self.bad) > before:
-            _check_marks(label, rows, row_map, self.bad[before:])
+        if row_map and len(self.bad) > bad:
+            _check_marks(label, rows, row_map, self.bad[bad:], len(self.ids) - kept)
 
     def _add_row(self, raw: RawRow, row_map: RowMap | None) -> None:
         if raw.values is None or row_map is None:
@@ -63,7 +63,10 @@ class Builder:
             record["id"] = f"{raw.file}:{record['id']}"
         record["id"], record["source"] = record["id"] or place, record["source"] or place
         if record["id"] in self.ids:
-            raise RowProblem(row_map.names["id"], "repeats an earlier id; ids are unique: leave id out", record["id"])
+            reason = "repeats an earlier id; name a column or function without repeats"
+            if self.several and not self.prefix_ids:
+                reason += ", or write id='id', which puts the file's name before it"
+            raise RowProblem(row_map.names["id"], reason, record["id"])
         self.ids.add(record["id"])
         for name, values in self.records.items():
             values.append(record[name])
@@ -76,15 +79,15 @@ def _bad_row(raw: RawRow, problem: RowProblem) -> BadRow:
     )  # fmt: skip
 
 
-def _check_marks(label: str, rows: list[RawRow], row_map: RowMap, bad: list[BadRow]) -> None:
+def _check_marks(label: str, rows: list[RawRow], row_map: RowMap, bad: list[BadRow], kept: int) -> None:
     """Refuse a mapping under which the rows that seem good would carry a wrong answer."""
     place, choice = row_map.names["answer"], row_map.choice
     failed = [row for row in bad if row.column == place]
     if choice is None:
         marks = sum("if it marks one" in row.reason for row in failed)
-        if 2 * marks > len([raw for raw in rows if raw.values]):
+        if 2 * marks > kept + len(bad):
             raise DataError(
-                f"{label}: in {marks} of {len(rows)} rows {place!r} is no choice but looks like the number or "
+                f"{label}: in {marks} of {kept + len(bad)} rows {place!r} is no choice but looks like the number or "
                 f"letter of one. Write answer=Choice({place!r}, first='A'), or first=0, or first=1. First: {failed[0]}"
             )
     elif isinstance(choice.first, int) and failed:

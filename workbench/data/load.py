@@ -72,7 +72,8 @@ def load_examples(  # pyright: ignore[reportInconsistentOverload]
         answer: The wanted output; `Choice("cop", first=1)` where a column marks one of `choices`; `""` for none.
         context: Text that the query is about; may be empty.
         choices: A list of columns, a column that holds a list or dict, or a function. Empty last ones are dropped.
-        id: Unique per file; None makes `file:row`. In a folder, the file's path is put before it.
+        id: Unique; None takes the file's column `id`, or makes `file:row`. In a folder, an id given here
+            has the file's path put before it.
         stage: Tier of a curriculum; default `""`.
         split: Default `train`; for a hub dataset, the split to open.
         meta: A list of columns to keep, a column that holds an object, or a function that returns a dict.
@@ -101,6 +102,8 @@ def load_examples(  # pyright: ignore[reportInconsistentOverload]
         raise ConfigError(f"on_error={on_error!r} is unknown. Use 'raise' or 'collect'.")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit} is below 1. Leave it out to take all examples.")
+    if isinstance(columns, str):
+        raise ConfigError(f"columns={columns!r} is one text. Pass a list of names, e.g. columns=['q', 'answer'].")
     specs: dict[str, Any] = {
         "id": id, "skill": skill, "stage": stage, "split": split, "context": context, "query": query,
         "choices": choices, "answer": answer, "source": None, "meta": meta,

@@ -65,12 +65,12 @@ def _resolve(field: str, spec: Any, columns: Sequence[str], source: str) -> tupl
         return _constant(field, spec if isinstance(spec, str) else spec.text)
     if isinstance(spec, Choice) and field == "answer":
         return _column(field, spec.column, columns, source), spec.column
-    if isinstance(spec, Column):
-        return _column(field, spec.name, columns, source), spec.name
-    if isinstance(spec, str):
-        if field == "query" and spec not in columns and _is_sentence(spec) and not _similar(spec, columns):
-            return _constant(field, spec)
-        return _column(field, spec, columns, source), spec
+    if field == "query" and isinstance(spec, str) and _is_bare_sentence(spec, columns):
+        return _constant(field, spec)
+    if isinstance(spec, str | Column):
+        name = spec if isinstance(spec, str) else spec.name
+        get = _column(field, name, columns, source)
+        return _present(get, name) if field == "choices" else get, name
     if isinstance(spec, list | tuple) and field in ("choices", "meta"):
         parts = {name: _column(field, name, columns, source) for name in spec}
         return lambda row: {name: get(row) for name, get in parts.items()}, ", ".join(map(str, spec))
@@ -86,7 +86,7 @@ def _default(field: str, columns: Sequence[str], source: str) -> tuple[Getter, s
         # Our own optional columns may be absent from single rows of a JSON Lines file.
         if field in ("query", "answer", "skill"):
             return _column(field, field, columns, source), field
-        return lambda row: row.get(field) if row.get(field) is not None else _LABELS.get(field), field
+        return _optional(field), field
     if field == "skill":
         raise ConfigError(f"{source} has no column 'skill'. Say what the rows teach, e.g. skill='summarisation'.")
     if field in ("query", "answer"):
@@ -96,6 +96,17 @@ def _default(field: str, columns: Sequence[str], source: str) -> tuple[Getter, s
             f"{_columns_seen(columns)}{more}"
         )
     return _constant(field, _LABELS.get(field))
+
+
+def _optional(field: str) -> Getter:
+    def get(row: Row) -> Any:
+        value = row.get(field)
+        # `source` cannot be mapped, so a column of this name that is no text must not stand in the way.
+        if value is None or (field == "source" and not isinstance(value, str)):
+            return _LABELS.get(field)
+        return value
+
+    return get
 
 
 def _constant(field: str, text: str | None) -> tuple[Getter, str]:
@@ -123,6 +134,16 @@ def _column(field: str, name: str, columns: Sequence[str], source: str) -> Gette
     return get
 
 
+def _present(get: Getter, name: str) -> Getter:
+    def checked(row: Row) -> Any:
+        value = get(row)
+        if value is None:
+            raise RowProblem(name, "is missing")
+        return value
+
+    return checked
+
+
 def _columns_seen(columns: Sequence[str]) -> str:
     seen = f"Its columns: {', '.join(shorten(name, 40) for name in columns)}."
     if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|,"):
@@ -141,8 +162,9 @@ def _function(field: str, function: Callable[[Row], Any]) -> Getter:
     return get
 
 
-def _is_sentence(text: str) -> bool:
-    return any(mark.isspace() for mark in text.strip()) or text.strip().endswith(_SENTENCE_ENDS)
+def _is_bare_sentence(text: str, columns: Sequence[str]) -> bool:
+    reads_so = any(mark.isspace() for mark in text.strip()) or text.strip().endswith(_SENTENCE_ENDS)
+    return reads_so and text not in columns and _similar(text, columns) is None
 
 
 def _similar(name: str, columns: Sequence[str]) -> str | None:

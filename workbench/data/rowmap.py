@@ -10,6 +10,8 @@ from workbench.data.files import bad_bytes
 from workbench.data.report import RowProblem
 from workbench.data.specs import Choice, Getter, Row
 
+_META_RULE = "meta is a dict, or text that holds a JSON object; meta=['column', ...] keeps columns as they are"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowMap:
@@ -56,7 +58,9 @@ class RowMap:
 
     def _choices(self, row: Row) -> dict[str, str] | None:
         value, place = self.getters["choices"](row), self.names["choices"]
-        if value is None:
+        if value is None or value == "":
+            if self.choice is not None:
+                raise RowProblem(place, "is missing, and the answer marks a choice", value)
             return None
         if isinstance(value, list | tuple):
             value = {str(i): text for i, text in enumerate(value)}
@@ -77,7 +81,7 @@ class RowMap:
         if self.choice is None:
             answer = _as_text(value, place) or ""
             for text in texts:
-                if answer in (text, text.strip()) or answer.strip() == text.strip():
+                if answer.strip() == text.strip():
                     return text
             reason = "is none of the choices"
             if looks_like_mark(answer):
@@ -96,13 +100,12 @@ class RowMap:
         value, place = self.getters["meta"](row), self.names["meta"]
         try:
             value = json.loads(value) if isinstance(value, str) and value.strip() else value or {}
-            if not isinstance(value, dict):
-                raise ValueError("not an object")
-            text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise RowProblem(
-                place, f"is no JSON object ({error}); meta is a dict, or text that holds one", value
-            ) from error
+            # Tables hold dates, which JSON writes as text.
+            text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=lambda date: date.isoformat())
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise RowProblem(place, f"cannot be written as JSON ({error}); {_META_RULE}", value) from error
+        if not isinstance(value, dict):
+            raise RowProblem(place, f"is no object; {_META_RULE}", value)
         return _as_text(text, place) or ""
 
 

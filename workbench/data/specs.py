@@ -59,10 +59,14 @@ class Choice:
 
     def position(self, mark: object) -> int | None:
         """Return the 0-based position a mark stands for, or None where it is no mark of this kind; may be negative."""
-        text = str(int(mark) if isinstance(mark, float) and mark.is_integer() else mark).strip()
+        text = str(mark).strip()
         if isinstance(self.first, str):
             return ord(text.upper()) - ord(self.first.upper()) if len(text) == 1 and text.isalpha() else None
-        return int(text) - self.first if text.removeprefix("-").isdecimal() else None
+        try:
+            number = float(text)  # tables with empty cells write whole numbers as 2.0
+        except ValueError:
+            return None
+        return int(number) - self.first if number.is_integer() else None
 
 
 Spec = str | Constant | Column | Callable[[Row], Any] | None
