@@ -1,0 +1,198 @@
+"""A sweep over ratios: one table, each row computed once, whatever interrupts it."""
+
+import json
+import threading
+
+import pandas as pd
+import pytest
+from pico_language import byte_tokenizer, pico
+
+from workbench.errors import ConfigError, DataError
+from workbench.evaluation import Task, evaluate
+from workbench.merging.live import LiveMerge
+from workbench.merging.recipe import MergeRecipe
+from workbench.records import Example
+from workbench.search import sweep as sweep_module
+from workbench.search.store import RowStore
+from workbench.search.sweep import sweep
+
+TOKENIZER = byte_tokenizer(chat=True)
+RECIPE = MergeRecipe(parents=["general", "clinical"], weights=[0.5, 0.5])
+
+
+def example(i: int, **columns) -> Example:
+    return Example(id=f"e{i}", skill="s", query=f"q {i}", answer="a", **columns)
+
+
+TASKS = [
+    Task(name="exam", group="clinical", examples=[example(i, choices=("a", "b", "c")) for i in range(12)]),
+    Task(name="talk", group="clinical", metric="rouge_l", examples=[example(0)], max_new_tokens=2),
+    Task(name="both", group="both", metric="exact_match", examples=[example(1)], max_new_tokens=2),
+]
+
+
+@pytest.fixture
+def live() -> LiveMerge:
+    return LiveMerge(RECIPE, models=[pico(seed=1), pico(seed=2)], tokenizer=TOKENIZER)
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list[float]:
+    """The ratios that were truly evaluated, also those that something ended early."""
+    ratios, hold = [], sweep_module._hold
+
+    def counting(mine, wanted, measure):
+        ratios.append(wanted.ratio)
+        return hold(mine, wanted, measure)
+
+    monkeypatch.setattr(sweep_module, "_hold", counting)
+    return ratios
+
+
+def run(live, **options) -> pd.DataFrame:
+    return sweep(RECIPE, **{"ratios": 3, "suite": TASKS, "live": live, "progress": False, **options})
+
+
+def test_rows_are_what_evaluate_says_of_each_merge(live):
+    front = run(live)
+    assert [*front["ratio"]] == [0, 0.5, 1]
+    for ratio, parent in ((0, "general"), (1, "clinical")):
+        scores = evaluate(live.parent(parent), TOKENIZER, TASKS, progress=False)
+        row = front.set_index("ratio").loc[ratio]
+        for name, score in [("exam", scores["exam"]), ("clinical", scores.mean("clinical")), ("both", scores["both"])]:
+            assert (row[name], row[f"{name}_low"], row[f"{name}_high"]) == (score.value, score.low, score.high)
+            assert row[f"{name}_n"] == score.n
+    assert front.attrs["suite"] == "own"
+    assert front.attrs["recipe"]["parents"] == ["general", "clinical"]
+
+
+def test_the_merge_gets_its_recipe_back(live):
+    before = live.recipe
+    run(live)
+    assert live.recipe == before
+
+
+def test_a_second_sweep_computes_only_what_is_missing(live, measured, tmp_path):
+    first = run(live, store=tmp_path / "deep" / "rows.jsonl")
+    again = run(live, store=tmp_path / "deep" / "rows.jsonl")
+    assert measured == [0, 0.5, 1]
+    pd.testing.assert_frame_equal(first, again)
+    run(live, store=tmp_path / "deep" / "rows.jsonl", ratios=5)
+    assert measured[3:] == [0.25, 0.75]
+
+
+@pytest.mark.parametrize("cut", [1, 7, 9, 40, -2, -1])
+def test_a_line_that_was_cut_off_is_done_again_and_swallows_nothing(live, measured, tmp_path, cut):
+    store = tmp_path / "rows.jsonl"
+    whole = run(live, store=store)
+    lines = store.read_bytes().splitlines(keepends=True)
+    store.write_bytes(b"".join(lines[:2]) + lines[2][:cut])
+    pd.testing.assert_frame_equal(run(live, store=store), whole)
+    # Without its line break alone, a row is whole.
+    assert measured[3:] == ([] if cut == -1 else [1])
+    assert len(RowStore(store)._rows) == 3
+    run(live, store=store)
+    assert len(measured) == (3 if cut == -1 else 4)
+
+
+def test_a_crash_in_the_middle_keeps_the_finished_rows(live, measured, tmp_path, monkeypatch):
+    def crash_in_the_second(*args, **options):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(sweep_module, "evaluate", crash_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(live, store=tmp_path / "rows.jsonl")
+    assert len(run(live, store=tmp_path / "rows.jsonl")) == 3
+    assert measured == [0, 0.5, 0.5, 1]
+
+
+def test_stop_gives_the_table_of_the_finished_rows(live, measured, monkeypatch):
+    stop = threading.Event()
+
+    def stop_in_the_second(*args, **options):
+        if len(measured) == 2:
+            stop.set()
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(sweep_module, "evaluate", stop_in_the_second)
+    assert [*run(live, stop=stop)["ratio"]] == [0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"limit": 5},
+        {"suite": [Task(name="exam", group="clinical", examples=TASKS[0].rows()[:-1])]},
+        {"suite": [Task(name="talk", metric="exact_match", examples=[example(0)], max_new_tokens=2)]},
+        {"on_long": "skip"},
+    ],
+)
+def test_other_settings_keep_their_rows_apart_in_the_same_file(live, measured, tmp_path, change):
+    run(live, store=tmp_path / "rows.jsonl", ratios=[0.5])
+    run(live, store=tmp_path / "rows.jsonl", ratios=[0.5], **change)
+    assert measured == [0.5, 0.5]
+    run(live, store=tmp_path / "rows.jsonl", ratios=[0.5])
+    assert len(measured) == 2
+
+
+def test_rebuilt_parents_of_the_same_name_are_not_mistaken(live, measured, tmp_path):
+    run(live, store=tmp_path / "rows.jsonl", ratios=[0.5])
+    rebuilt = LiveMerge(RECIPE, models=[pico(seed=1), pico(seed=3)], tokenizer=TOKENIZER)
+    run(rebuilt, store=tmp_path / "rows.jsonl", ratios=[0.5])
+    assert len(measured) == 2
+
+
+def test_a_move_by_someone_else_waits_until_the_row_is_done(live, monkeypatch):
+    seen = []
+
+    def moved_meanwhile(*args, **options):
+        mover = threading.Thread(target=live.apply, args=(RECIPE.with_ratio(0.9),))
+        mover.start()
+        mover.join(0.05)
+        seen.append(mover.is_alive())
+        scores = evaluate(*args, **options)
+        seen.append(live.recipe.ratio)
+        return scores
+
+    monkeypatch.setattr(sweep_module, "evaluate", moved_meanwhile)
+    run(live, ratios=[0.25])
+    assert seen == [True, 0.25]
+
+
+def test_the_store_tells_a_reader_what_each_row_is(live, tmp_path):
+    run(live, store=tmp_path / "rows.jsonl", ratios=[0.25])
+    (line,) = (tmp_path / "rows.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert record["about"]["recipe"]["weights"] == [0.75, 0.25]
+    assert record["row"]["ratio"] == 0.25
+
+
+@pytest.mark.parametrize("text", ["ratio,clinical\n", '{"a": 1}\n', "[1, 2]\n"])
+def test_a_file_of_something_else_is_not_written_into(live, tmp_path, text):
+    path = tmp_path / "notes.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"line 1 of .* is no row of a sweep; give the store a file of its own"):
+        run(live, store=path)
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratios": 1}, "ratios=1: a sweep needs at least 2"),
+        ({"ratios": []}, r"ratios=\[\]: they are shares of the second parent"),
+        ({"ratios": [0.5, 1.2]}, r"ratios=\[0.5, 1.2\]: they are shares"),
+        ({"suite": [*TASKS, Task(name="clinical", examples=[example(0)])]}, "'clinical' has the name of a group"),
+    ],
+)
+def test_bad_input_is_refused(live, options, message):
+    with pytest.raises(ConfigError, match=message):
+        run(live, **options)
+
+
+def test_three_parents_have_no_single_ratio(live):
+    with pytest.raises(ConfigError, match="needs two"):
+        sweep(MergeRecipe(parents=["a", "b", "c"]), suite=TASKS, live=live, progress=False)
