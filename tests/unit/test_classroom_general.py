@@ -51,7 +51,7 @@ def text_of(example):
 
 def test_sizes(tasks):
     sizes = {name: Counter(example.split for example in examples) for name, examples in tasks.items()}
-    usual = {"train": 400, "validation": 60, "test": 120, "test_unseen": 60}
+    usual = {"train": 280, "validation": 60, "test": 100, "test_unseen": 40}
     assert sizes["instruction"] == {"train": 1600, "validation": 120, "test": 240}
     assert sizes["general_knowledge"] == {"train": 400, "validation": 60, "test": 120}
     assert all(sizes[name] == usual for name in ("both", *GENERATION))
@@ -268,8 +268,9 @@ def test_prose_documents_have_the_agreed_length(tasks):
     assert max(counts) <= 90
 
 
-def test_quotas_share_evenly():
-    assert quotas(7, ["a", "b", "c"]) == {"a": 3, "b": 2, "c": 2}
+def test_quotas_follow_their_weights():
+    assert quotas(7, {"a": 2, "b": 2, "c": 2}) == {"a": 3, "b": 2, "c": 2}
+    assert quotas(9, {"a": 4, "b": 2, "c": 2}) == {"a": 5, "b": 2, "c": 2}
 
 
 def test_take_never_deals_a_prompt_twice():

@@ -62,7 +62,8 @@ def test_every_task_has_all_splits_in_the_agreed_sizes(rows):
     for name, examples in rows.items():
         sizes = Counter(e.split for e in examples)
         assert list(sizes) == list(SPLITS), name
-        assert 400 <= sizes["train"] <= 480, name
+        fewest = 240 if name in UNSEEN_TASKS or name == "preference" else 400
+        assert fewest <= sizes["train"] <= fewest + 80, name
         assert (sizes["validation"], sizes["test"], sizes["test_unseen"]) == (60, 120, 60), name
 
 

@@ -12,15 +12,10 @@ from collections.abc import Callable
 from random import Random
 
 from workbench.classroom.general.facts import FACTS
+from workbench.classroom.skills.findings import CUES
 from workbench.classroom.world import World, rng
 from workbench.records import Example
 
-_STATUS = {
-    "present": ("reports", "has", "complains of"),
-    "absent": ("denies", "has no", "is without"),
-    "past": ("formerly had", "once had", "used to have"),
-    "family": ("father had", "mother had", "brother had"),
-}
 _HEADS = ("Read aloud:", "The list says:", "First we hear:", "On the board:")
 _AGAINS = ("Once more:", "Again:", "The same again:", "From memory:")
 
@@ -33,10 +28,8 @@ class _Words:
         self.conditions = [c.name for c in seen]
         self.names = [(c.name, c.synonym) for c in seen]
         self.findings = world.values("symptoms", seen) + self.conditions
-        self.facts = [(c.name, getattr(c, f)) for c in seen for f in ("test", "treatment", "cause", "contraindication")]
         self.everyday = sorted({fact.answer for fact in FACTS})
         medical = [value for f in ("test", "treatment", "cause") for value in world.values(f, seen)]
-        self.true = set(self.facts)
         self.all = [*self.findings, *medical, *self.everyday]
 
 
@@ -58,8 +51,8 @@ def _echo(words: _Words, random: Random) -> str:
 def _findings(words: _Words, random: Random) -> str:
     """A patient's findings in random words, then what is present, absent, past and in the family."""
     named = random.sample(words.findings, 4)
-    status = random.choices(list(_STATUS), (4, 4, 2, 2), k=4)
-    said = [f"{random.choice(_STATUS[kind])} {name}." for name, kind in zip(named, status)]
+    status = random.choices(list(CUES), (4, 4, 3, 3), k=4)
+    said = [f"{random.choice(CUES[kind])} {name}." for name, kind in zip(named, status)]
     recap = [f"{name}: {kind}." for name, kind in random.sample(list(zip(named, status)), random.randint(2, 4))]
     if random.random() < 0.4:
         missing = random.choice([name for name in words.findings if name not in named])
@@ -109,17 +102,22 @@ def _forms(words: _Words, random: Random) -> str:
 
 
 def _pairs(words: _Words, random: Random) -> str:
-    """Names that mean one condition or two, and things that belong together or do not."""
+    """Names that mean one condition, and names that mean another."""
     said = []
-    for _ in range(2):
+    for _ in range(3):
         (name, synonym), (other, alias) = random.sample(words.names, 2)
-        said.append(f"{name} and {synonym} are two names of one condition." if random.random() < 0.5 else "")
-        said.append(f"{random.choice((name, synonym))} and {random.choice((other, alias))} are different conditions.")
-        (condition, _), (stranger, thing) = random.sample(words.facts, 2)
-        if (condition, thing) not in words.true and condition != stranger:
-            said.append(f"{thing} has nothing to do with {condition}, but with {stranger}.")
-    random.shuffle(said)
-    return "We compare: " + " ".join(sentence for sentence in said if sentence)
+        if random.random() < 0.5:
+            name, synonym, other = synonym, name, alias
+        pair = random.sample((synonym, other if random.random() < 0.5 else alias), 2)
+        said.append(
+            random.choice(
+                (
+                    f"Of {pair[0]} and {pair[1]}, it is {synonym} that means {name}.",
+                    f"Both {name} and {synonym} name one condition, {other} is another.",
+                )
+            )
+        )
+    return " ".join(said)
 
 
 _KINDS: tuple[Callable[[_Words, Random], str], ...] = (_echo, _findings, _stay, _forms, _pairs)

@@ -191,7 +191,7 @@ RULES: dict[str, Rule] = {
             "{Q} Also use the word {w}.",
             "Mention {w} as well: {q}",
         ),
-        word=_one_of("river", "garden", "music"),
+        word=_one_of("river", "candle", "music"),
         write=lambda a, b, w: f"{a} and {w}",
         checks=_with_answer("mentions", "value"),
     ),

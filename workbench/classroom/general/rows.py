@@ -13,7 +13,7 @@ from typing import Any
 from workbench.classroom.world import Condition, World, rng
 from workbench.records import Example
 
-SIZES = {"train": 400, "validation": 60, "test": 120, "test_unseen": 60}
+SIZES = {"train": 280, "validation": 60, "test": 100, "test_unseen": 40}
 
 
 @dataclass(frozen=True, kw_only=True)

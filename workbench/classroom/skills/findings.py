@@ -11,7 +11,7 @@ from workbench.classroom.skills.task import Draft, Pool, Task
 from workbench.classroom.skills.wording import person, strangers
 from workbench.classroom.world import Condition
 
-_CUES = {
+CUES = {
     "present": ("has", "reports", "shows"),
     "absent": ("denies", "lacks", "without"),
     "past": ("past", "former", "previous"),
@@ -54,11 +54,11 @@ _STATUS = (
 
 def _attribute(r: Random, condition: Condition, kind: str, pool: Pool) -> Draft | None:
     field = r.choice(("symptoms", "name"))
-    strange = strangers(r, condition, pool, field, len(_CUES) - 1)
+    strange = strangers(r, condition, pool, field, len(CUES) - 1)
     if strange is None:
         return None
     own = r.choice(condition.symptoms) if field == "symptoms" else condition.name
-    findings = {kind: own, **dict(zip([status for status in _CUES if status != kind], strange))}
+    findings = {kind: own, **dict(zip([status for status in CUES if status != kind], strange))}
     clauses = [_clause(r, status, finding) for status, finding in findings.items()]
     r.shuffle(clauses)
     return Draft(
@@ -69,8 +69,8 @@ def _attribute(r: Random, condition: Condition, kind: str, pool: Pool) -> Draft 
 
 
 def _clause(r: Random, status: str, finding: str) -> str:
-    return f"{r.choice(_CUES[status])} {finding}."
+    return f"{r.choice(CUES[status])} {finding}."
 
 
 INFERENCE = Task(name="inference", stage="specialist", kinds=tuple(_LABELS), draft=_inference)
-ENTITY_ATTRIBUTE = Task(name="entity_attribute", stage="specialist", kinds=tuple(_CUES), draft=_attribute)
+ENTITY_ATTRIBUTE = Task(name="entity_attribute", stage="specialist", kinds=tuple(CUES), draft=_attribute)

@@ -39,4 +39,4 @@ def _answer(condition: Condition, field: str, style: str) -> str:
     return f"thank you for asking. {_LEADS[field]} {value}. take care."
 
 
-PREFERENCE = Task(name="preference", stage="broad", kinds=STYLES, draft=_preference)
+PREFERENCE = Task(name="preference", stage="broad", kinds=STYLES, draft=_preference, train=240)

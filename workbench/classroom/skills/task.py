@@ -74,12 +74,14 @@ class Task:
         stage: `general`, `broad` or `specialist`.
         kinds: Sub-kinds, drawn equally often; a *fact* is a condition and a kind.
         draft: Writes one row about a condition, or None where the kind does not apply to it.
+        train: Fewest training rows; more where that is what it takes to state every fact.
     """
 
     name: str
     stage: str
     kinds: tuple[str, ...]
     draft: DraftRow
+    train: int = SIZES["train"]
 
     def examples(self, world: World) -> list[Example]:
         """Return the rows of all splits in the order of `SIZES`; a small world gives fewer rows.
@@ -103,7 +105,7 @@ class Task:
             condition, kind, draft = item
             if leaks.search(draft.text):
                 continue
-            if number == 0 or len(train) < SIZES["train"]:
+            if number == 0 or len(train) < self.train:
                 train.append(item)
                 facts.add((condition.name, kind))
             elif (condition.name, kind) in facts:

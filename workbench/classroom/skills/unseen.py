@@ -85,6 +85,7 @@ ABBREVIATION = Task(
     stage="broad",
     kinds=("expand", "abbreviate name", "abbreviate synonym"),
     draft=_abbreviation,
+    train=240,
 )
-REFERRAL = Task(name="referral", stage="specialist", kinds=("condition", "symptoms"), draft=_referral)
-SAFETY_CHECK = Task(name="safety_check", stage="specialist", kinds=("yes", "no"), draft=_safety)
+REFERRAL = Task(name="referral", stage="specialist", kinds=("condition", "symptoms"), draft=_referral, train=240)
+SAFETY_CHECK = Task(name="safety_check", stage="specialist", kinds=("yes", "no"), draft=_safety, train=240)
