@@ -25,6 +25,9 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+PATIENCE_MS = 120_000
+"""A browser, a server and a kernel share what may be two busy cores."""
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -117,6 +120,7 @@ def chromium():
 def page(chromium):
     """A page of its own profile that records which hosts it asked and what its console complained of."""
     context = chromium.new_context(viewport={"width": 1280, "height": 1000})
+    context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     page.hosts = set()
     page.errors = []
@@ -128,11 +132,10 @@ def page(chromium):
 
 def open_notebook(page, lab: Lab, name: str) -> None:
     """Open a notebook and return when its kernel is idle."""
-    page.goto(lab.url(name))
-    page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
+    page.goto(lab.url(name), wait_until="commit")
+    page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
     page.wait_for_function(
-        "[...document.querySelectorAll('.jp-StatusBar-TextItem')].some((item) => /\\| Idle/.test(item.textContent))",
-        timeout=60_000,
+        "[...document.querySelectorAll('.jp-StatusBar-TextItem')].some((item) => /\\| Idle/.test(item.textContent))"
     )
 
 

@@ -1,1 +1,1 @@
-"""What is looked at and moved in a notebook: widgets and figures that read public objects and write through their methods."""
+"""Widgets and figures for a notebook; they read public objects and write only through their public methods."""

@@ -49,14 +49,14 @@ def fallback_table(*, recipe: str, prompt: str, blend: str, answers: Mapping[str
         prompt: What was asked.
         blend: The blend's answer.
         answers: Each parent's answer, None where it was not written yet.
-        scores: HTML to append, already escaped.
+        scores: A sentence on what was measured, or an empty text.
     """
     rows = [("Recipe", recipe), ("Prompt", prompt), ("Answer of the blend", blend)]
     rows += [(f"Answer of {name}", "(not written yet)" if text is None else text) for name, text in answers.items()]
     body = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows)
     return (
         "<div><p><b>Merge sliders, as they stood when this notebook was saved.</b> Run the cell to move them.</p>"
-        f"<table><tbody>{body}</tbody></table>{scores}<p><i>{NOTICE}</i></p></div>"
+        f"<table><tbody>{body}</tbody></table><p>{html.escape(scores)}</p><p><i>{NOTICE}</i></p></div>"
     )
 
 

@@ -21,7 +21,7 @@ class BlendChart(anywidget.AnyWidget):
 
     Args:
         front: What `sweep` returned.
-        scores: Two to four columns of `front`; the second picture shows the first one against the second.
+        scores: Two to four of its scores, the first two for the second picture; None takes clinical and instructions.
         label: What the ratio is the share of, e.g. `share of clinical`.
     """
 
@@ -35,9 +35,7 @@ class BlendChart(anywidget.AnyWidget):
     label = traitlets.Unicode().tag(sync=True)
     note = traitlets.Unicode().tag(sync=True)
 
-    def __init__(
-        self, front: pd.DataFrame, scores: Sequence[str] = ("clinical", "instructions"), *, label: str, **kwargs: Any
-    ) -> None:
+    def __init__(self, front: pd.DataFrame, scores: Sequence[str] | None = None, *, label: str, **kwargs: Any) -> None:
         ratios, lines = ratios_of(front), curves(front, scores)
         up, across = lines[0], lines[1]
         tracks = [
@@ -52,6 +50,14 @@ class BlendChart(anywidget.AnyWidget):
             label=label,
             **kwargs,
         )
+
+
+def nearest_scores(front: pd.DataFrame, ratio: float, *, label: str) -> str:
+    """Return the scores at the measured ratio nearest to `ratio`, in one sentence."""
+    ratios, lines = ratios_of(front), curves(front)
+    i = min(range(len(ratios)), key=lambda k: abs(ratios[k] - ratio))
+    parts = [f"{line.name} {line.text(i)}" + ("" if line.n is None else f", n = {line.n:,}") for line in lines]
+    return f"Measured at {label} {ratios[i]:g}: {'; '.join(parts)} (value, 95 % interval, examples)."
 
 
 def _as_dict(line: Curve) -> dict[str, Any]:

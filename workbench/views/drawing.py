@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,9 +27,9 @@ PAGE = "var(--jp-layout-color1, #fff)"
 class Frame:
     """The box that the data fill, in pixels of the picture."""
 
-    left: float = 46
+    left: float = 58
     top: float = 34
-    width: float = 350
+    width: float = 340
     height: float = 196
 
     def x(self, value: float) -> float:
@@ -62,10 +63,8 @@ def ratio_picture(ratios: Sequence[float], curves: Sequence[Curve], *, x_title: 
         parts.append(
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2" stroke-dasharray="{dash}"/>'
         )
-        points = zip(ratios, line.values, line.lows, line.highs)
-        parts += [
-            _dot(i, FRAME.x(r), FRAME.y(v), f"{line.name} at {r:.2f}: {_range(v, a, b)}") for r, v, a, b in points
-        ]
+        for k, (r, value) in enumerate(zip(ratios, line.values)):
+            parts.append(_dot(i, FRAME.x(r), FRAME.y(value), f"{line.name} at {r:g}: {line.text(k)}"))
         parts.append(_legend(i, line.name))
     marker = (
         f'<line x1="0" x2="0" y1="{FRAME.top - 6}" y2="{FRAME.top + FRAME.height}" stroke="{INK}" stroke-width="1.6"/>'
@@ -93,7 +92,7 @@ def pareto_picture(ratios: Sequence[float], across: Curve, up: Curve, *, label: 
         parts.append(_bar(x, FRAME.y(up.lows[i]), x, FRAME.y(up.highs[i])))
         title = f"{label} {ratio:.2f}: {across.name} {across.values[i]:.2f}, {up.name} {up.values[i]:.2f}"
         parts.append(_dot(0, x, y, title))
-    parts += [_beside(places, i, f"{ratio:g}") for i, ratio in enumerate(ratios) if _labelled(i, len(ratios))]
+    parts += [_beside(*places[i], f"{ratios[i]:g}") for i in _apart(places)]
     parts.append(f'<text x="{FRAME.left}" y="16" fill="{INK}">number = {html.escape(label)}</text>')
     ring = f'<circle r="9" fill="none" stroke="{INK}" stroke-width="2.2"/>'
     parts.append(f'<g class="wb-marker" transform="translate({places[0][0]} {places[0][1]})">{ring}</g>')
@@ -124,12 +123,10 @@ def _axes(x_title: str, y_title: str) -> str:
         parts.append(f'<line x1="{FRAME.left}" x2="{right}" y1="{y}" y2="{y}" stroke="{LINE}"/>')
         parts.append(f'<text x="{FRAME.left - 8}" y="{y + 4}" text-anchor="end" fill="{SOFT}">{value:g}</text>')
         parts.append(f'<text x="{x}" y="{bottom + 18}" text-anchor="middle" fill="{SOFT}">{value:g}</text>')
-    middle = FRAME.y(0.5)
+    middle, below = FRAME.y(0.5), f'x="{FRAME.x(0.5)}" y="{FRAME.y(0) + 40}"'
+    parts.append(f'<text {below} text-anchor="middle" fill="{INK}">{html.escape(x_title)}</text>')
     parts.append(
-        f'<text x="{FRAME.x(0.5)}" y="{FRAME.y(0) + 40}" text-anchor="middle" fill="{INK}">{html.escape(x_title)}</text>'
-    )
-    parts.append(
-        f'<text x="12" y="{middle}" text-anchor="middle" fill="{INK}" transform="rotate(-90 12 {middle})">'
+        f'<text x="14" y="{middle}" text-anchor="middle" fill="{INK}" transform="rotate(-90 14 {middle})">'
         f"{html.escape(y_title)}</text>"
     )
     return "".join(parts)
@@ -152,20 +149,20 @@ def _bar(x1: float, y1: float, x2: float, y2: float) -> str:
 
 def _legend(i: int, name: str) -> str:
     x = FRAME.left + i * 130
-    dash = f'<line x1="{x}" x2="{x + 26}" y1="12" y2="12" stroke="{COLOURS[i % 4]}" stroke-width="2.2" stroke-dasharray="{DASHES[i % 4]}"/>'
-    return f'{dash}{_dot(i, x + 13, 12, name)}<text x="{x + 32}" y="16" fill="{INK}">{html.escape(name)}</text>'
+    style = f'stroke="{COLOURS[i % 4]}" stroke-width="2.2" stroke-dasharray="{DASHES[i % 4]}"'
+    text = f'<text x="{x + 32}" y="16" fill="{INK}">{html.escape(name)}</text>'
+    return f'<line x1="{x}" x2="{x + 26}" y1="12" y2="12" {style}/>{_dot(i, x + 13, 12, name)}{text}'
 
 
-def _beside(places: list[tuple[float, float]], i: int, text: str) -> str:
-    x, y = places[i]
-    anchor, shift = ("end", -9) if x > FRAME.x(0.85) else ("start", 9)
-    below = 14 if y < FRAME.y(0.9) else -7
-    return f'<text x="{x + shift}" y="{y + below}" text-anchor="{anchor}" fill="{SOFT}">{text}</text>'
+def _beside(x: float, y: float, text: str) -> str:
+    anchor, shift = ("end", -9) if x > FRAME.x(0.2) else ("start", 9)
+    return f'<text x="{x + shift}" y="{y + 15}" text-anchor="{anchor}" fill="{SOFT}">{text}</text>'
 
 
-def _labelled(i: int, count: int) -> bool:
-    return count <= 11 or i in (0, count - 1) or i % (count // 6) == 0
-
-
-def _range(value: float, low: float, high: float) -> str:
-    return f"{value:.2f}, 95 % interval {low:.2f} to {high:.2f}"
+def _apart(places: list[tuple[float, float]], distance: float = 24) -> list[int]:
+    """Choose the points to number: both ends, and between them those far enough from the last one numbered."""
+    chosen = [0]
+    for i, place in enumerate(places[1:-1], start=1):
+        if min(math.dist(place, places[chosen[-1]]), math.dist(place, places[-1])) >= distance:
+            chosen.append(i)
+    return [*chosen, len(places) - 1]

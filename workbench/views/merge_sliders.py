@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-import string
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,17 +12,30 @@ from typing import Any
 import ipywidgets as widgets
 import pandas as pd
 
-from workbench.errors import ConfigError
-from workbench.views.answers import LEGEND, NOTICE, blend_pane, fallback_table, parent_pane, short_names
-from workbench.views.blend_chart import BlendChart
+from workbench.errors import ConfigError, WorkbenchError
+from workbench.views.answers import NOTICE, fallback_table, short_names
+from workbench.views.blend_chart import BlendChart, nearest_scores
 from workbench.views.controls import BlendWeights, CopyBox, DepthCurve
+from workbench.views.front import about_line, check_parents, curves, method_of
+from workbench.views.panes import AnswerPanes
 from workbench.views.preview import Preview, Request
-from workbench.views.recipe_table import recipe_line, recipe_table, start_weights
+from workbench.views.recipe_table import recipe_line, recipe_table, start_weights, yaml_text
 from workbench.views.saving import save_model
 from workbench.views.worker import LatestWorker
 
 DEFAULT_PROMPT = "What is the first-line treatment of asthma?"
 FALLBACK_WAIT_S = 10.0
+"""How long showing the widget waits for its first answers, so that the saved notebook holds them."""
+
+HOW_TO_READ = (
+    "How to read this: move the slider, or focus it and press the arrow keys. Every model gets the same prompt and "
+    "writes its likeliest words (greedy, so there is no seed). One prompt is one example (n = 1): what a blend knows "
+    "in general is in scores over many."
+)
+HOW_TO_READ_CHART = (
+    "How to read this: left, each score against the ratio; right, both scores at once, so up and to the right is "
+    "better. The marker is where the slider stands."
+)
 
 
 class MergeSliders(widgets.VBox):
@@ -32,7 +45,7 @@ class MergeSliders(widgets.VBox):
     When it is at rest (`wait`), `live.model` carries the recipe that is shown.
 
     Args:
-        live: A `LiveMerge`; its present recipe is where the sliders start.
+        live: A `LiveMerge` with a tokenizer; its present recipe is where the sliders start.
         prompt: What the models are asked first; None takes the first of `prompts`.
         prompts: Example prompts to pick from; a mapping gives them short names.
         front: What `sweep` returned for these two parents; None leaves the charts out.
@@ -40,8 +53,8 @@ class MergeSliders(widgets.VBox):
         step: What one press of an arrow key adds to a weight, above 0 and at most 0.5.
 
     Raises:
-        ConfigError: An argument is out of range, the recipe's weights are filters by tensor name, or `front` lacks
-            the columns of a sweep.
+        ConfigError: An argument is out of range, there is one parent alone, the recipe's weights are filters by
+            tensor name, or `front` lacks the columns of a sweep or is one of other parents.
     """
 
     def __init__(
@@ -54,24 +67,22 @@ class MergeSliders(widgets.VBox):
         max_new_tokens: int = 48,
         step: float = 0.05,
     ) -> None:
-        if max_new_tokens < 1 or not 0 < step <= 0.5:
-            raise ConfigError(
-                f"max_new_tokens={max_new_tokens}, step={step}: the first must be at least 1, the second above 0 and "
-                "at most 0.5; the defaults are 48 and 0.05"
-            )
-        self.live, self.recipe = live, live.recipe
+        _check(live.recipe, max_new_tokens, step)
+        self.live, self.recipe, self.front = live, live.recipe, front
         self.names = short_names(self.recipe.parents)
-        self.answers: dict[str | None, str] = {}
-        self._writing = False
+        self._guard = threading.RLock()
+        self._request: Request | None = None
+        self._error = ""
         examples = dict(prompts) if isinstance(prompts, Mapping) else {text: text for text in prompts}
-        first = prompt if prompt is not None else next(iter(examples.values()), DEFAULT_PROMPT)
-        self._preview = Preview(live, self._show_answer, max_new_tokens=max_new_tokens)
-        self._make_controls(examples, first, step)
-        self._make_panes()
-        self._make_chart(front)
+        self._make_controls(examples, step)
+        self._prompt.value = prompt if prompt is not None else next(iter(examples.values()), DEFAULT_PROMPT)
+        self._make_chart()
         self._make_tools()
+        self.panes = AnswerPanes(self.recipe.parents, self.names)
+        self._status = widgets.HTML(_line("Starting …"))
         super().__init__(children=self._layout())
         self.add_class("wb-view")
+        self._preview = Preview(live, self._show_answer, max_new_tokens=max_new_tokens)
         self._worker = LatestWorker(self._work, self._failed)
         self._connect()
         self._show_recipe()
@@ -79,9 +90,30 @@ class MergeSliders(widgets.VBox):
 
     # What a notebook calls.
 
+    @property
+    def prompt(self) -> str:
+        """What the models are asked; set it to ask something else."""
+        return self._prompt.value
+
+    @prompt.setter
+    def prompt(self, text: str) -> None:
+        self._prompt.value = text
+
+    @property
+    def answers(self) -> dict[str, str]:
+        """The answers as far as they are written, by the parents' names and `blend`."""
+        return {"blend" if parent is None else str(parent): text for parent, text in self.panes.answers.items()}
+
+    @property
+    def first_token_ms(self) -> float | None:
+        """Milliseconds from the last movement to the blend's first new token; None before it."""
+        return self._preview.first_token_ms
+
     def refresh(self) -> None:
         """Ask the models the current prompt again with the current recipe."""
-        self._worker.submit(Request(recipe=self.recipe, prompt=self.prompt, asked_at=time.perf_counter()))
+        with self._guard:
+            self._request = Request(recipe=self.recipe, prompt=self.prompt, asked_at=time.perf_counter())
+            self._worker.submit(self._request)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the answers are complete; False when `timeout` seconds passed first."""
@@ -93,119 +125,96 @@ class MergeSliders(widgets.VBox):
         self._worker.submit((self.recipe, folder), must_run=True)
 
     def close(self) -> None:
-        """Stop the thread and remove the widget; the live model keeps the recipe of the last move."""
-        if getattr(self, "_worker", None) is not None and self._worker.alive:
+        """Stop the thread and remove the widget; the live model keeps the recipe of the last movement."""
+        if getattr(self, "_worker", None) is not None:
             self._worker.close()
         super().close()
 
-    @property
-    def prompt(self) -> str:
-        """What the models are asked."""
-        return self._prompt.value
-
-    @prompt.setter
-    def prompt(self, text: str) -> None:
-        self._prompt.value = text
-
     # What is built once.
 
-    def _make_controls(self, examples: Mapping[str, str], prompt: str, step: float) -> None:
+    def _make_controls(self, examples: Mapping[str, str], step: float) -> None:
         weights, points = start_weights(self.recipe)
         self.weights = BlendWeights(self.names, weights, step=step)
         labels = self.names[1:] if len(self.names) == 2 else self.names
         self.curves = [DepthCurve(label, curve, step=step) for label, curve in zip(labels, points)]
-        curved = any(isinstance(weight, tuple) for weight in self.recipe.weights)
-        self._curved = widgets.Checkbox(
-            value=curved, description="A curve over depth instead of one number", indent=False
-        )
+        curved = any(not isinstance(weight, float) for weight in self.recipe.weights)
+        self.curved = widgets.Checkbox(value=curved, description="A curve over depth", indent=False)
         methods = ["linear", "slerp"] if len(self.names) == 2 else ["linear"]
-        self._method = _field(widgets.Dropdown(options=methods, value=self.recipe.method, description="Method"))
-        self._prompt = _field(
-            widgets.Textarea(value=prompt, description="Prompt", continuous_update=False, rows=3), grow=True
-        )
+        self.method = _field(widgets.Dropdown(options=methods, value=self.recipe.method, description="Method"))
+        self._prompt = _field(widgets.Textarea(description="Prompt", continuous_update=False, rows=3), grow=True)
         options = [("choose …", ""), *((_shorten(name), text) for name, text in examples.items())]
         self._picker = _field(widgets.Dropdown(options=options, value="", description="Example prompts"))
         self._ask = _button("Ask", "Ask all models this prompt")
 
-    def _make_panes(self) -> None:
-        self._blend_pane = widgets.HTML()
-        self._parent_panes = {parent: widgets.HTML() for parent in self.recipe.parents}
-        self._status = widgets.HTML()
-
-    def _make_chart(self, front: pd.DataFrame | None) -> None:
-        self.front = front
-        two = len(self.names) == 2
-        self.chart = None if front is None or not two else BlendChart(front, label=f"share of {self.names[1]}")
-        if self.chart is not None:
-            self.chart.position = self.weights.position
-            self._link = widgets.jslink((self.weights, "position"), (self.chart, "position"))
+    def _make_chart(self) -> None:
+        self.chart = None
+        if self.front is None:
+            return
+        if len(self.names) != 2:
+            raise ConfigError(f"front belongs to two parents, and there are {len(self.names)}; leave front out")
+        check_parents(self.front, self.recipe.parents)
+        self._measured = method_of(self.front) or self.recipe.method
+        self.chart = BlendChart(self.front, label=self._label)
+        self.chart.position = self.weights.position
+        # The link lives in the browser, so the marker moves even while the kernel is busy.
+        self._link = widgets.jslink((self.weights, "position"), (self.chart, "position"))
 
     def _make_tools(self) -> None:
         self._yaml = CopyBox(caption="Copy as mergekit YAML", label="This recipe as mergekit YAML")
         self._table = widgets.HTML()
-        self._folder = _field(widgets.Text(value="out/merged", description="New folder for the merged model"))
+        self._folder = _field(widgets.Text(value="out/merged", description="A new folder for it"))
         self._save = _button("Save merged model", "Save the blend as safetensors into this folder")
         self._saved = widgets.HTML(_line(""))
 
     def _layout(self) -> list[widgets.Widget]:
-        panes = [self._blend_pane, *self._parent_panes.values()]
-        if len(self.names) == 2:
-            panes[:2] = panes[1::-1]
         title = f"<h3>A blend of {html.escape(' and '.join(self.names))}</h3>"
-        how = (
-            '<p class="wb-note">How to read this: move the slider, or focus it and press the arrow keys. Every model '
-            "gets the same prompt and writes its likeliest words (greedy, so there is no seed). One prompt is one "
-            "example (n = 1): what a blend knows in general is in the scores.</p>"
-        )
-        self._curve_box = widgets.VBox(self.curves)
-        tools = [
-            widgets.VBox([self._yaml]),
-            widgets.VBox([self._table]),
-            widgets.VBox([self._folder, self._save, self._saved]),
-        ]
+        self._curve_box = _box(self.curves, "wb-curves")
+        settings = _box([self.method, self.curved], "wb-row")
+        asking = [self._prompt, _box([self._picker, self._ask], "wb-side")]
         rows: list[widgets.Widget] = [
-            widgets.HTML(title + how),
-            _box([self.weights, _box([self._method, self._curved], "wb-row"), self._curve_box], "wb-card"),
-            _box([self._prompt, self._picker, self._ask], "wb-row"),
-            _box(panes, "wb-panes"),
-            widgets.VBox([widgets.HTML(LEGEND), self._status]),
+            widgets.HTML(f'{title}<p class="wb-note">{HOW_TO_READ}</p>'),
+            _box([self.weights, settings, self._curve_box], "wb-card"),
+            _box(asking, "wb-row", "wb-asking"),
+            self.panes,
+            self._status,
         ]
-        if self.chart is not None:
-            rows.append(_box([widgets.HTML(self._chart_text()), self.chart], "wb-card"))
+        if self.chart is not None and self.front is not None:
+            about = html.escape(about_line(self.front, curves(self.front)))
+            head = f'<h4>What the blend knows, and what it has forgotten</h4><p class="wb-note">{HOW_TO_READ_CHART}</p>'
+            foot = widgets.HTML(f'<p class="wb-note">{about[:1].upper()}{about[1:]}.</p>')
+            rows.append(_box([widgets.HTML(head), self.chart, foot], "wb-card"))
+        tools = [
+            _box([widgets.HTML("<h4>The recipe for mergekit</h4>"), self._yaml]),
+            _box([widgets.HTML("<h4>The recipe, layer by layer</h4>"), self._table]),
+            _box([widgets.HTML("<h4>Keep the blend</h4>"), self._folder, self._save, self._saved]),
+        ]
         return [*rows, _box(tools, "wb-tools"), widgets.HTML(f'<p class="wb-note">{NOTICE}</p>')]
 
-    def _chart_text(self) -> str:
-        return (
-            "<h4>What the blend knows, and what it has forgotten</h4>"
-            '<p class="wb-note">How to read this: left, each score against the ratio, with its 95 % interval as a band; '
-            "right, both scores at once, so up and to the right is better. The marker is where the slider stands.</p>"
-        )
-
-    # What happens when something is moved.
-
     def _connect(self) -> None:
-        self.weights.observe(self._recompose, "chosen")
-        for curve in self.curves:
-            curve.observe(self._recompose, "chosen")
-        self._curved.observe(self._recompose, "value")
-        self._method.observe(self._recompose, "value")
-        self._prompt.observe(lambda _: self._new_prompt(), "value")
+        for part in (self.weights, *self.curves):
+            part.observe(self._recompose, "chosen")
+        self.curved.observe(self._toggle_curve, "value")
+        self.method.observe(self._recompose, "value")
+        self._prompt.observe(self._new_prompt, "value")
         self._picker.observe(self._pick, "value")
         self._ask.on_click(lambda _: self.refresh())
         self._save.on_click(lambda _: self.save(self._folder.value))
 
+    # What happens when something is moved: short, and on whatever thread the event comes.
+
     def _recompose(self, _: Any = None) -> None:
         """Make a recipe of what the controls say, and preview it; a recipe that breaks a rule is only reported."""
-        try:
-            self.recipe = self.recipe.replace(weights=self._read_weights(), method=self._method.value)
-        except ValueError as error:
-            self._failed(error)
-            return
-        self._show_recipe()
-        self.refresh()
+        with self._guard:
+            try:
+                self.recipe = self.recipe.replace(weights=self._read_weights(), method=self.method.value)
+            except WorkbenchError as error:
+                self._failed(error)
+                return
+            self._show_recipe()
+            self.refresh()
 
     def _read_weights(self) -> list[Any]:
-        if not self._curved.value:
+        if not self.curved.value:
             total = sum(self.weights.chosen)
             return [round(weight / total, 6) for weight in self.weights.chosen] if total else list(self.weights.chosen)
         if len(self.curves) == 1:
@@ -213,80 +222,104 @@ class MergeSliders(widgets.VBox):
             return [[round(1 - point, 6) for point in points], points]
         return [list(curve.chosen) for curve in self.curves]
 
+    def _toggle_curve(self, change: Any) -> None:
+        """Start a curve that nobody has bent yet where the slider stands."""
+        levels = self.weights.chosen[1:] if len(self.curves) == 1 else self.weights.chosen
+        if change["new"] and all(len(set(curve.chosen)) == 1 for curve in self.curves):
+            for curve, level in zip(self.curves, levels):
+                curve.unobserve(self._recompose, "chosen")
+                curve.move([level] * len(curve.chosen))
+                curve.observe(self._recompose, "chosen")
+        self._recompose()
+
     def _pick(self, change: Any) -> None:
         if change["new"]:
             self.prompt = change["new"]
 
-    def _new_prompt(self) -> None:
-        self.answers.clear()
-        self.refresh()
+    def _new_prompt(self, _: Any) -> None:
+        with self._guard:
+            self._request = None
+            self.panes.clear()
+            self.refresh()
 
     # What the thread calls.
 
-    def _work(self, job: Any, stop: Any) -> None:
-        if isinstance(job, Request):
-            self._writing = True
-            self._status.value = _line("Writing …")
-            self._preview.run(job, stop)
-            if not stop.is_set():
-                self._status.value = _line(_timing(self._preview.first_token_ms))
+    def _work(self, job: Any, stop: threading.Event) -> None:
+        if not isinstance(job, Request):
+            self._write_model(*job)
             return
-        recipe, folder = job
+        self._status.value = _line("Writing …")
+        finished = self._preview.run(job, stop)
+        with self._guard:
+            if job is self._request and finished:
+                self._error = ""
+                self._status.value = _line(f"Ready. First new token {self.first_token_ms or 0:.0f} ms after the move.")
+            elif job is self._request and not stop.is_set():
+                self._status.value = _line("Stopped: other code moved these weights. Press Ask to go on from here.")
+
+    def _write_model(self, recipe: Any, folder: str | Path) -> None:
         try:
             self.live.apply(recipe)
-            with self.live.generation():
+            with self.live.generation(preview=False):
                 path = save_model(self.live.model, self.live.tokenizer, folder)
             self._saved.value = _line(f"Saved to {path}")
         except Exception as error:
             self._saved.value = _line(str(error), error=True)
 
     def _failed(self, error: Exception) -> None:
-        self._writing = False
-        self._status.value = _line(f"{type(error).__name__}: {error}", error=True)
+        with self._guard:
+            self._error = f"{type(error).__name__}: {error}"
+            self._status.value = _line(self._error, error=True)
 
-    def _show_answer(self, parent: str | None, text: str, done: bool) -> None:
-        self.answers[parent] = text
-        self._writing = not done if parent is None else self._writing
-        self._show_panes(parent)
-        if parent is None or done:
-            self._show_panes(None)
+    def _show_answer(self, request: Request, parent: str | None, text: str, done: bool) -> None:
+        with self._guard:
+            if request is self._request:
+                self.panes.show(parent, text, done)
 
     # What is shown.
 
-    def _show_panes(self, only: str | None) -> None:
-        blend = self.answers.get(None, "")
-        if only is None:
-            known = {parent: self.answers[parent] for parent in self.recipe.parents if parent in self.answers}
-            marked = known if len(known) == len(self.names) else {}
-            self._blend_pane.value = blend_pane("Blend", blend, marked, writing=self._writing)
-        for letter, name, parent in zip(string.ascii_uppercase, self.names, self.recipe.parents):
-            if only in (None, parent):
-                self._parent_panes[parent].value = parent_pane(letter, name, self.answers.get(parent), blend)
+    @property
+    def _label(self) -> str:
+        return f"share of {self.names[1]}"
 
     def _show_recipe(self) -> None:
-        curved = self._curved.value
-        self._curve_box.layout.display = None if curved else "none"
+        curved = self.curved.value
+        self._curve_box.layout.display = "" if curved else "none"
         self.weights.disabled = curved
-        if self.chart is not None:
-            self.chart.note = (
-                "The charts show one ratio for all layers; a curve over depth is not on them." if curved else ""
-            )
-        self._yaml.text = self.recipe.to_yaml()
+        self._yaml.text = yaml_text(self.recipe)
         self._table.value = recipe_table(self.recipe, self.names, self.live.model)
+        if self.chart is None:
+            return
+        if curved:
+            self.chart.note = "The charts show one ratio for all layers, so a curve over depth has no place on them."
+        elif self.method.value != self._measured:
+            self.chart.note = f"These scores were measured for {self._measured} merges; choose it to see the marker."
+        else:
+            self.chart.note = ""
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """Add a plain table to the widget: it is what a saved, untrusted notebook shows."""
         self.wait(FALLBACK_WAIT_S)
-        bundle = super()._repr_mimebundle_(**kwargs)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        answers = {name: self.answers.get(parent) for name, parent in zip(self.names, self.recipe.parents)}
-        data["text/html"] = fallback_table(
+        bundle: Any = super()._repr_mimebundle_(**kwargs)
+        scores = "" if self.front is None else nearest_scores(self.front, self.weights.position, label=self._label)
+        bundle["text/html"] = fallback_table(
             recipe=recipe_line(self.recipe, self.names),
             prompt=self.prompt,
-            blend=self.answers.get(None, ""),
-            answers=answers,
+            blend=self._error or self.panes.answers.get(None, ""),
+            answers={name: self.panes.answers.get(parent) for name, parent in zip(self.names, self.recipe.parents)},
+            scores=scores,
         )
         return bundle
+
+
+def _check(recipe: Any, max_new_tokens: int, step: float) -> None:
+    if max_new_tokens < 1 or not 0 < step <= 0.5:
+        raise ConfigError(
+            f"max_new_tokens={max_new_tokens}, step={step}: the first must be at least 1, the second above 0 and "
+            "at most 0.5; the defaults are 48 and 0.05"
+        )
+    if len(recipe.parents) < 2:
+        raise ConfigError(f"the recipe has the one parent {recipe.parents[0]!r}; a blend needs two or more, so add one")
 
 
 def _box(children: Sequence[widgets.Widget], *classes: str) -> widgets.Box:
@@ -305,17 +338,13 @@ def _field(widget: Any, *, grow: bool = False) -> Any:
 
 def _button(text: str, tooltip: str) -> widgets.Button:
     button = widgets.Button(description=text, tooltip=tooltip)
-    button.layout.width = "auto"
+    button.add_class("wb-button")
     return button
 
 
 def _line(text: str, *, error: bool = False) -> str:
-    role = "alert" if error else "status"
-    return f'<div class="wb-status{" wb-error" if error else ""}" role="{role}">{html.escape(" ".join(text.split()))}</div>'
-
-
-def _timing(first_token_ms: float | None) -> str:
-    return "Ready." if first_token_ms is None else f"Ready. First new token {first_token_ms:.0f} ms after the move."
+    shown = html.escape(" ".join(text.split()))
+    return f'<div class="wb-status{" wb-error" if error else ""}" role="{"alert" if error else "status"}">{shown}</div>'
 
 
 def _shorten(text: str, width: int = 60) -> str:

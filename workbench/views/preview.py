@@ -14,7 +14,7 @@ UPDATE_S = 0.07
 """Between two updates of a text on the screen; the first token is shown at once."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
     """What to show.
 
@@ -34,47 +34,56 @@ class Preview:
 
     Args:
         live: A `LiveMerge`; its weights are left at the request's recipe.
-        show: Called as `show(parent, text, done)` while an answer grows; `parent` is None for the blend.
+        show: Called as `show(request, parent, text, done)` while an answer grows; `parent` is None for the blend.
         max_new_tokens: Most tokens for each answer.
     """
 
-    def __init__(self, live: Any, show: Callable[[str | None, str, bool], None], *, max_new_tokens: int) -> None:
+    def __init__(
+        self, live: Any, show: Callable[[Request, str | None, str, bool], None], *, max_new_tokens: int
+    ) -> None:
         self.live, self.show, self.max_new_tokens = live, show, max_new_tokens
-        self.kept: dict[tuple[str, str], str] = {}
         self.first_token_ms: float | None = None
+        self._kept: dict[tuple[str, str], str] = {}
 
-    def run(self, request: Request, stop: threading.Event) -> None:
-        """Answer a request, and return early when `stop` is set; errors of the recipe or the model pass through."""
-        self.first_token_ms, live, prompt = None, self.live, request.prompt
-        live.apply(request.recipe)
-        with live.generation() as moved:
-            if self._write(None, live.model, request, (stop, moved)) is None:
-                return
-        for parent in request.recipe.parents:
-            answer = self.kept.get((parent, prompt))
-            if answer is None:
-                answer = self._write(parent, live.parent(parent), request, (stop,))
-            else:
-                self.show(parent, answer, True)
-            if answer is None:
-                return
-            self.kept[parent, prompt] = answer
+    def run(self, request: Request, stop: threading.Event) -> bool:
+        """Answer a request; errors of the recipe or the model pass through.
 
-    def _write(
-        self, parent: str | None, model: Any, request: Request, stops: tuple[threading.Event, ...]
-    ) -> str | None:
-        """Stream one answer to the screen and return it, or None when one of the events stopped it."""
+        Args:
+            request: What to show.
+            stop: Set from any thread, it ends the work after the token under way.
+
+        Returns:
+            Whether all answers were finished: False after `stop`, or when other code moved the weights meanwhile.
+        """
+        self.first_token_ms = None
+        self.live.apply(request.recipe)
+        with self.live.generation() as moved:
+            if self.live.recipe != request.recipe or not self._write(None, self.live.model, request, (stop, moved)):
+                return False
+        return all(self._answer(parent, request, stop) for parent in request.recipe.parents)
+
+    def _answer(self, parent: str, request: Request, stop: threading.Event) -> bool:
+        kept = self._kept.get((parent, request.prompt))
+        if kept is None:
+            return self._write(parent, self.live.parent(parent), request, (stop,))
+        self.show(request, parent, kept, True)
+        return True
+
+    def _write(self, parent: str | None, model: Any, request: Request, stops: tuple[threading.Event, ...]) -> bool:
+        """Stream one answer to the screen; False when one of the events stopped it."""
         text, shown = "", 0.0
         for text in stream(model, self.live.tokenizer, request.prompt, max_new_tokens=self.max_new_tokens):
             now = time.perf_counter()
-            if parent is None and self.first_token_ms is None:
-                self.first_token_ms = 1000 * (now - request.asked_at)
             if any(stop.is_set() for stop in stops):
-                return None
+                return False
             if now - shown >= UPDATE_S:
-                self.show(parent, text, False)
+                self.show(request, parent, text, False)
                 shown = now
+            if parent is None and self.first_token_ms is None:
+                self.first_token_ms = 1000 * (time.perf_counter() - request.asked_at)
         if any(stop.is_set() for stop in stops):
-            return None
-        self.show(parent, text, True)
-        return text
+            return False
+        if parent is not None:
+            self._kept[parent, request.prompt] = text
+        self.show(request, parent, text, True)
+        return True

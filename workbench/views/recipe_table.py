@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from workbench.errors import ConfigError
-from workbench.merging.weights import depth_positions, is_filters, weight_at
+from workbench.errors import ConfigError, WorkbenchError
+from workbench.merging.weights import depth_positions
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
@@ -19,7 +19,7 @@ def start_weights(recipe: Any) -> tuple[list[float], list[list[float]]]:
     Raises:
         ConfigError: A weight consists of filters by tensor name, which no slider shows.
     """
-    if any(is_filters(weight) for weight in recipe.weights):
+    if not all(isinstance(weight, float | tuple) for weight in recipe.weights):
         raise ConfigError(
             f"weights={recipe.weights!r} hold filters by tensor name, and the sliders move numbers and curves; start "
             "from recipe.replace(weights=[...]) with a number or a list for each parent"
@@ -34,6 +34,14 @@ def start_weights(recipe: Any) -> tuple[list[float], list[list[float]]]:
     if len(lists) == 2:
         return [mean / total for mean in means], curves[1:]
     return means, curves
+
+
+def yaml_text(recipe: Any) -> str:
+    """Return the recipe for mergekit, or a YAML comment that says why mergekit has no words for it."""
+    try:
+        return recipe.to_yaml()
+    except WorkbenchError as error:
+        return f"# {error}"
 
 
 def recipe_line(recipe: Any, names: Sequence[str]) -> str:
@@ -54,7 +62,7 @@ def layer_shares(recipe: Any, model: Any) -> list[tuple[str, list[float]]]:
         layer = _LAYER.search(name)
         part = f"layer {int(layer[1]) + 1}" if layer else "embeddings, final norm, head"
         if part not in rows:
-            weights = [weight_at(weight, name, position) for weight in recipe.weights]
+            weights = recipe.weights_at(name, position)
             total = sum(weights)
             rows[part] = [weight / total if total else 0.0 for weight in weights]
     return list(rows.items())
@@ -68,7 +76,6 @@ def recipe_table(recipe: Any, names: Sequence[str], model: Any) -> str:
         for part, shares in layer_shares(recipe, model)
     )
     return (
-        "<h4>The recipe, layer by layer</h4>"
         f'<div class="wb-scroll"><table class="wb-table"><thead><tr><th scope="col">part</th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
