@@ -166,14 +166,12 @@ class LiveMerge:
         return {name: tensor_mix(recipe, name, positions[name], self._cosine) for name in self._targets}
 
     def _write(self, mixes: dict[str, Mix]) -> None:
-        with torch.no_grad():
-            for name, target in self._targets.items():
-                mix_(target, self._sources[name], mixes[name], exact=self._exact)
+        for name, target in self._targets.items():
+            mix_(target, self._sources[name], mixes[name], exact=self._exact)
 
     def _cosine(self, name: str) -> float:
         if name not in self._cosines:
-            with torch.no_grad():
-                self._cosines[name] = cosine_similarity(*self._sources[name])
+            self._cosines[name] = cosine_similarity(*self._sources[name])
         return self._cosines[name]
 
     def _place(self, parent: str | int) -> int:

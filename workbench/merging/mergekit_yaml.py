@@ -14,7 +14,10 @@ from workbench.merging.recipe import METHODS, MergeRecipe, ratio_weights
 from workbench.merging.weights import DEFAULT, Curve, Filters, Weight, curve_at
 
 _KEYS = {"merge_method", "models", "slices", "base_model", "parameters", "dtype"}
-_PARAMETERS = {"linear": {"weight", "normalize"}, "slerp": {"t"}}
+_OF_THE_MERGE = {"linear": {"weight", "normalize"}, "slerp": {"t"}}
+_OF_A_MODEL = {"linear": {"weight"}, "slerp": set[str]()}
+
+Input = tuple[str, Mapping[str, Any]]
 
 
 def write_yaml(recipe: MergeRecipe, *, absolute: bool) -> str:
@@ -103,9 +106,10 @@ def read_yaml(text: str) -> dict[str, Any]:
         raise ConfigError(f"merge_method: {method!r}; known methods are {', '.join(METHODS)}. Use one of these.")
     _only(config, _KEYS, "at the top")
     inputs, scopes, num_layers = _inputs(config)
-    known = _PARAMETERS[method]
-    for scope in [*scopes, *(parameters for _, parameters in inputs)]:
-        _only(scope, known, f"among the parameters of {method}")
+    for scope in scopes:
+        _only(scope, _OF_THE_MERGE[method], f"among the parameters of {method}")
+    for name, own in inputs:
+        _only(own, _OF_A_MODEL[method], f"among the parameters of {name}")
     inputs = _base_first(inputs, config.get("base_model"), required=method == "slerp")
     fields: dict[str, Any] = {
         "parents": [name for name, _ in inputs],
@@ -126,21 +130,26 @@ def _parse(text: str) -> dict[str, Any]:
         raise ConfigError(f"The text is not YAML ({error}). Pass a mergekit configuration.") from error
     if not isinstance(config, dict):
         raise ConfigError(
-            f"The text is {text[:60]!r}; a mergekit configuration is a mapping with merge_method, models."
+            f"The text is {text[:60]!r}; a mergekit configuration has merge_method and models. Pass such a text."
         )
     return config
 
 
 def _only(mapping: Any, known: set[str], where: str) -> None:
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{mapping!r} {where} is no mapping. Write it as `key: value`.")
     for key in mapping:
         if key not in known:
             raise ConfigError(
-                f"{key!r} {where} has no place in a recipe, which knows {', '.join(sorted(known))} there. "
-                "Take it out, if the merge means the same without it."
+                f"{key!r} {where} has no place in a recipe, which knows {', '.join(sorted(known)) or 'nothing'} "
+                "there. Take it out, if the merge means the same without it."
             )
 
 
-Input = tuple[str, Mapping[str, Any]]
+def _entries(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise ConfigError(f"{what}: {value!r} is no list. Write one entry per line, each after `- `.")
+    return value
 
 
 def _inputs(config: Mapping[str, Any]) -> tuple[list[Input], list[Mapping[str, Any]], int | None]:
@@ -148,17 +157,26 @@ def _inputs(config: Mapping[str, Any]) -> tuple[list[Input], list[Mapping[str, A
     if ("models" in config) == ("slices" in config):
         raise ConfigError("The configuration needs either 'models' or 'slices'. Give one of them.")
     if "models" in config:
-        return [_input(entry, {"model", "parameters"}) for entry in config["models"] or []], shared, None
-    slices = config["slices"] or []
-    ranges = [entry.get("layer_range") for piece in slices for entry in piece.get("sources", [])]
-    if len(slices) != 1 or not ranges or any(r != ranges[0] or len(r or ()) != 2 or r[0] != 0 for r in ranges):
-        raise ConfigError(
-            f"{len(slices)} slices with the layer ranges {ranges}; a recipe merges whole models, which is one slice "
-            "whose sources all have the range [0, number of layers]. Use 'models' instead of 'slices'."
-        )
+        entries = _entries(config["models"], "models")
+        return [_input(entry, {"model", "parameters"}) for entry in entries], shared, None
+    slices = _entries(config["slices"], "slices")
+    if len(slices) > 1:
+        raise ConfigError(f"{len(slices)} slices; a recipe merges whole models, which are one slice. Use 'models'.")
     _only(slices[0], {"sources", "parameters"}, "in the slice")
-    inputs = [_input(entry, {"model", "parameters", "layer_range"}) for entry in slices[0]["sources"]]
-    return inputs, [slices[0].get("parameters") or {}, *shared], ranges[0][1]
+    entries = _entries(slices[0].get("sources"), "sources")
+    inputs = [_input(entry, {"model", "parameters", "layer_range"}) for entry in entries]
+    depth = _whole_depth([entry.get("layer_range") for entry in entries])
+    return inputs, [slices[0].get("parameters") or {}, *shared], depth
+
+
+def _whole_depth(ranges: list[Any]) -> int:
+    first = ranges[0]
+    if not isinstance(first, list) or len(first) != 2 or first[0] != 0 or any(item != first for item in ranges):
+        raise ConfigError(
+            f"The layer ranges are {ranges}; a recipe merges whole models, whose range is [0, number of layers]. "
+            "Use 'models' instead of 'slices'."
+        )
+    return first[1]
 
 
 def _input(entry: Any, known: set[str]) -> Input:
@@ -198,7 +216,7 @@ def _conditions(setting: Any) -> list[tuple[str, Any]]:
     for entry in entries:
         if not isinstance(entry, dict) or "value" not in entry or set(entry) - {"value", "filter"}:
             raise ConfigError(
-                f"A condition is written as {entry!r}; it has a 'value' and at most a 'filter' beside it."
+                f"A condition is written as {entry!r}; it has a 'value' and may have a 'filter'. Write it so."
             )
         pairs.append((str(entry.get("filter") or DEFAULT), entry["value"]))
         if pairs[-1][0] == DEFAULT:

@@ -206,7 +206,8 @@ class MergeRecipe:
 def ratio_weights(t: Any) -> tuple[Weight, Weight]:
     """Return the weights 1 - t and t of two parents; `t` is a number, a curve or filters."""
     second = freeze_weight(t, "t")
-    return map_weight(lambda value: 1.0 - value, second), second
+    # Rounded, so that 1 - 0.7 is written as 0.3.
+    return map_weight(lambda value: round(1.0 - value, 15), second), second
 
 
 def _check_fields(values: Mapping[str, Any]) -> None:

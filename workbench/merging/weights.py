@@ -57,7 +57,7 @@ def freeze_weight(value: Any, where: str) -> Weight:
     return _freeze_value(value, where)
 
 
-def _freeze_filters(value: Mapping[Any, Any], where: str) -> Filters:
+def _freeze_filters(value: Mapping[Any, Any], where: str) -> Weight:
     names = list(value)
     if any(not isinstance(name, str) or not name for name in names):
         raise ConfigError(f"{where} has the filters {names}; each is a part of a tensor name, as text. Mend these.")
@@ -66,6 +66,8 @@ def _freeze_filters(value: Mapping[Any, Any], where: str) -> Filters:
             f'{where} has the filters {names}; the first that matches counts, and "*" for all other tensors comes '
             'last. Add "*": <weight> at the end.'
         )
+    if names == [DEFAULT]:
+        return _freeze_value(value[DEFAULT], where)
     return Filters(tuple((name, _freeze_value(item, f"{where}[{name!r}]")) for name, item in value.items()))
 
 

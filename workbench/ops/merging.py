@@ -86,6 +86,7 @@ def slerp_mix(t: float, cosine: float) -> Mix:
     return Mix(weights=(math.sin((1.0 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta)))
 
 
+@torch.no_grad()
 def cosine_similarity(a: Tensor, b: Tensor) -> float:
     """Return the cosine between two flattened tensors.
 
@@ -107,8 +108,9 @@ def cosine_similarity(a: Tensor, b: Tensor) -> float:
     return max(-1.0, min(1.0, torch.stack(dots).sum().item()))
 
 
+@torch.no_grad()
 def mix_(out: Tensor, tensors: Sequence[Tensor], mix: Mix, *, exact: bool = True) -> Tensor:
-    """Write the mix of tensors into `out`.
+    """Write the mix of tensors into `out`, outside of autograd.
 
     A tensor whose weight is 0 is not read, so that a NaN in it does not spread, and a single coefficient of 1 is a
     copy, bit for bit.
