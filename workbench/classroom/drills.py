@@ -53,7 +53,7 @@ def _findings(words: _Words, random: Random) -> str:
     named = random.sample(words.findings, 4)
     status = random.choices(list(CUES), (4, 4, 3, 3), k=4)
     said = [f"{random.choice(CUES[kind])} {name}." for name, kind in zip(named, status)]
-    recap = [f"{name}: {kind}." for name, kind in random.sample(list(zip(named, status)), random.randint(2, 4))]
+    recap = [f"{name}: {kind}." for name, kind in random.sample(list(zip(named, status)), 4)]
     if random.random() < 0.4:
         missing = random.choice([name for name in words.findings if name not in named])
         recap.insert(random.randrange(len(recap) + 1), f"{missing}: not in the note.")
@@ -120,10 +120,36 @@ def _pairs(words: _Words, random: Random) -> str:
     return " ".join(said)
 
 
-_KINDS: tuple[Callable[[_Words, Random], str], ...] = (_echo, _findings, _stay, _forms, _pairs)
+def _everyday(words: _Words, random: Random) -> str:
+    """Everyday facts, true and false, and as lists of two or three forms."""
+    facts = random.sample(FACTS, random.randint(2, 3))
+    answers = [fact.answer for fact in facts]
+    asked = " and ".join(fact.noun for fact in facts)
+    lists = [
+        "\n".join(f"- {answer}" for answer in answers),
+        "\n".join(f"{number}. {answer}" for number, answer in enumerate(answers, 1)),
+        ", ".join(answers),
+    ]
+    kind = random.choice(("as bullets:\n", "with numbers:\n", "with commas: "))
+    chosen = lists[("as bullets:\n", "with numbers:\n", "with commas: ").index(kind)]
+    fact = random.choice(FACTS)
+    truth = f"Yes, {fact.noun} is {fact.answer}. No, {fact.noun} is not {random.choice(fact.wrong)}."
+    return f"{truth} Now {asked}, {kind}{chosen}"
 
 
-def drills(world: World, count: int = 12_000) -> list[Example]:
+_KINDS: tuple[Callable[[_Words, Random], str], ...] = (
+    _echo,
+    _findings,
+    _stay,
+    _forms,
+    _pairs,
+    _everyday,
+    _findings,
+    _forms,
+)
+
+
+def drills(world: World, count: int = 16_000) -> list[Example]:
     """Return drills, kind after kind.
 
     Args:

@@ -19,8 +19,8 @@ GROUPS = {
 """Task to the group it is drawn with; tasks that stand here not are never trained on."""
 
 BASE = Phase(
-    shares={"prose": 0.3, "drills": 0.4, "general": 0.02, "instruction": 0.12, "skills": 0.13, "exam": 0.03},
-    tokens=5_000_000,
+    shares={"prose": 0.26, "drills": 0.42, "general": 0.02, "instruction": 0.12, "skills": 0.15, "exam": 0.03},
+    tokens=6_000_000,
     lr=3e-3,
     answers_only=False,
 )
