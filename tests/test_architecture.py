@@ -26,12 +26,12 @@ LAYERS = {
     "adapters": 3,
     "routing": 3,
     "curriculum": 3,
-    "evaluation": 4,
     "generation": 4,
-    "training": 5,
-    "views": 6,
-    "search": 6,
-    "classroom": 6,
+    "evaluation": 5,
+    "training": 6,
+    "views": 7,
+    "search": 7,
+    "classroom": 7,
 }
 EVERYWHERE = {"workbench", "torch", "numpy", "tqdm"}
 PACKAGES = {
@@ -39,9 +39,10 @@ PACKAGES = {
     1: set(),
     2: {"transformers", "datasets", "accelerate", "safetensors", "pandas", "ray", "huggingface_hub"},
     3: {"transformers", "peft", "safetensors", "yaml", "nevergrad"},
-    4: {"transformers", "lm_eval", "sacrebleu", "rouge_score", "datasets", "pandas"},
-    5: {"transformers", "trl", "peft", "datasets", "accelerate"},
-    6: {"transformers", "tokenizers", "pandas", "nevergrad", "safetensors", "datasets"},
+    4: {"transformers"},
+    5: {"transformers", "lm_eval", "sacrebleu", "rouge_score", "datasets"},
+    6: {"transformers", "trl", "peft", "datasets", "accelerate"},
+    7: {"transformers", "tokenizers", "pandas", "nevergrad", "safetensors", "datasets"},
 }
 SCREEN = {"plotly", "ipywidgets", "anywidget", "gradio", "traitlets", "IPython"}
 SOURCES = sorted(LIBRARY.rglob("*.py"))
