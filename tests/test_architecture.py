@@ -16,7 +16,6 @@ LAYERS = {
     "records": 0,
     "errors": 0,
     "paths": 0,
-    "paths": 0,
     "ops": 1,
     "models": 2,
     "data": 2,

@@ -10,6 +10,7 @@ from typing import Any
 
 from workbench.errors import ConfigError, DataError
 from workbench.evaluation.constraints import passes
+from workbench.evaluation.ifeval import ifeval
 from workbench.records import Example
 
 
@@ -112,6 +113,7 @@ METRICS: dict[str, Metric] = {
     "entity_f1": Metric(function=entity_f1, graded=True),
     "rouge_l": Metric(function=rouge_l, graded=True),
     "checks": Metric(function=checks, graded=False),
+    "ifeval": Metric(function=ifeval, graded=False),
 }
 
 
