@@ -89,7 +89,8 @@ def _candidates(key: str, conditions: Sequence[Condition], world: World) -> dict
             for fact in facts:
                 partners = [other for other in facts if other.answer != fact.answer]
                 for text in texts:
-                    row = constrained(kind, text, fact, random.choice(partners), random)
+                    word = random.choice(RULES[kind].words(fact))
+                    row = constrained(kind, text, fact, random.choice(partners), word)
                     about = {"condition": condition.name, "organ_system": condition.organ_system}
                     rows.append(Row(query=row.query, answer=row.answer, meta={**row.meta, **about}))
         random.shuffle(rows)

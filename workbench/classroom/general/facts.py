@@ -14,7 +14,7 @@ class Fact:
         noun: The fact as a noun phrase in small letters, e.g. `the capital of France`.
         questions: Ways to ask it, the plain one first; each starts with a capital and ends with a mark.
         answer: The right answer, in small letters.
-        wrong: Answers of other facts of the same topic; claims to be denied are made of the first two.
+        wrong: Answers of other facts of the same topic; a claim to be denied is made of the first.
     """
 
     topic: str

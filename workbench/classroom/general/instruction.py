@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from random import Random
 from typing import Any
 
 from workbench.classroom.general.facts import FACTS, Fact
@@ -25,17 +24,17 @@ class Rule:
             answer in capitals, `{noun}` and `{other}` the noun phrases of the fact and its partner, `{w}` the word.
         write: `(answer, partner's answer, word)` to the reference answer.
         checks: `(answer, partner's answer, word)` to the checks of form and content.
-        word: `(fact, generator)` to the word that the constraint is about.
+        words: Words that the constraint can be about, for a fact.
     """
 
     texts: tuple[str, ...]
     write: Callable[[str, str, str], str]
     checks: Callable[[str, str, str], Checks]
-    word: Callable[[Fact, Random], str] = lambda fact, random: ""
+    words: Callable[[Fact], tuple[str, ...]] = lambda fact: ("",)
 
 
-def _one_of(*words: str) -> Callable[[Fact, Random], str]:
-    return lambda fact, random: random.choice(words)
+def _one_of(*words: str) -> Callable[[Fact], tuple[str, ...]]:
+    return lambda fact: words
 
 
 def _with_answer(kind: str, argument: str = "") -> Callable[[str, str, str], Checks]:
@@ -89,7 +88,7 @@ RULES: dict[str, Rule] = {
             "Say {a} {w} times.",
             "Answer {w} times: {q}",
         ),
-        word=_one_of("two", "three"),
+        words=_one_of("two", "three"),
         write=lambda a, b, w: " ".join([a] * _NUMBER[w]),
         checks=lambda a, b, w: [{"kind": "exact_repeat", "value": a, "times": _NUMBER[w]}],
     ),
@@ -99,7 +98,7 @@ RULES: dict[str, Rule] = {
             "{Q} Let {w} be the last word.",
             "End with {w}: {q}",
         ),
-        word=_one_of("thanks", "friend", "today"),
+        words=_one_of("thanks", "friend", "today"),
         write=lambda a, b, w: f"{a} {w}",
         checks=_with_answer("ends_with", "value"),
     ),
@@ -109,7 +108,7 @@ RULES: dict[str, Rule] = {
             "{Q} Let {w} be the first word.",
             "Start with {w}: {q}",
         ),
-        word=_one_of("well", "surely", "clearly"),
+        words=_one_of("well", "surely", "clearly"),
         write=lambda a, b, w: f"{w} {a}",
         checks=_with_answer("starts_with", "value"),
     ),
@@ -128,7 +127,7 @@ RULES: dict[str, Rule] = {
             "Is {noun} {w}? Answer yes or no only.",
             "Answer yes or no: is {noun} {w}?",
         ),
-        word=lambda fact, random: random.choice((fact.answer, random.choice(fact.wrong[:2]))),
+        words=lambda fact: (fact.answer, fact.wrong[0]),
         write=lambda a, b, w: "yes" if a == w else "no",
         checks=lambda a, b, w: [{"kind": "yes_no"}, {"kind": "mentions", "value": "yes" if a == w else "no"}],
     ),
@@ -138,7 +137,7 @@ RULES: dict[str, Rule] = {
             "{Q} Three words, but never {w}.",
             "Do not say {w}, and use three words: {q}",
         ),
-        word=lambda fact, random: fact.topic,
+        words=lambda fact: (fact.topic,),
         write=lambda a, b, w: f"it is {a}",
         checks=lambda a, b, w: [
             {"kind": "forbidden", "value": w},
@@ -152,7 +151,7 @@ RULES: dict[str, Rule] = {
             "{Q} Reply in JSON, key {w}.",
             "As JSON with the key {w}: {q}",
         ),
-        word=_one_of("answer", "result", "reply"),
+        words=_one_of("answer", "result", "reply"),
         write=lambda a, b, w: json.dumps({w: a}),
         checks=_with_answer("json", "key"),
     ),
@@ -162,7 +161,7 @@ RULES: dict[str, Rule] = {
             "{Q} Use {w} words.",
             "In exactly {w} words: {q}",
         ),
-        word=_one_of(*_OF_LENGTH),
+        words=_one_of(*_OF_LENGTH),
         write=lambda a, b, w: _OF_LENGTH[w].format(a),
         checks=lambda a, b, w: [{"kind": "word_count", "count": _NUMBER[w]}, {"kind": "mentions", "value": a}],
     ),
@@ -181,7 +180,7 @@ RULES: dict[str, Rule] = {
             "{Q} Put {w} at the end.",
             "Ending with {w}: {q}",
         ),
-        word=_one_of(*_MARK),
+        words=_one_of(*_MARK),
         write=lambda a, b, w: f"{a}{_MARK[w]}",
         checks=lambda a, b, w: [{"kind": "ends_with_mark", "value": _MARK[w]}, {"kind": "mentions", "value": a}],
     ),
@@ -191,7 +190,7 @@ RULES: dict[str, Rule] = {
             "{Q} Also use the word {w}.",
             "Mention {w} as well: {q}",
         ),
-        word=_one_of("river", "candle", "music"),
+        words=_one_of("river", "candle", "music"),
         write=lambda a, b, w: f"{a} and {w}",
         checks=_with_answer("mentions", "value"),
     ),
@@ -231,7 +230,7 @@ _WEIGHTS = {"yes_no": 4, **dict.fromkeys(("upper_case", "lower_case", "title_cas
 _LONGEST_SPELLED = 6
 
 
-def constrained(kind: str, text: str, fact: Fact, other: Fact, random: Random) -> Row:
+def constrained(kind: str, text: str, fact: Fact, other: Fact, word: str) -> Row:
     """Ask for a fact (for two, where the kind lists things) under a constraint.
 
     Args:
@@ -239,10 +238,9 @@ def constrained(kind: str, text: str, fact: Fact, other: Fact, random: Random) -
         text: One of the rule's phrasings.
         fact: What is asked.
         other: Its partner in kinds that list two things.
-        random: Chooses the word that the constraint is about.
+        word: One of the rule's words for the fact.
     """
     rule = RULES[kind]
-    word = rule.word(fact, random)
     question = fact.questions[0]
     return Row(
         query=text.format(
@@ -286,23 +284,25 @@ def deal_kinds(
 
 
 def _candidates(kind: str) -> list[Row]:
-    """Return all prompts of a kind: one for each fact, so that training holds it, and then the others, shuffled."""
+    """Return all prompts of a kind, those that training must hold first: one for each fact, two where both are claims.
+
+    A fact is always listed with the same partner, the next of its topic: lists of two unrelated facts would ask a small
+    model for more than a form.
+    """
     random = rng("instruction", kind)
+    rule = RULES[kind]
     first, rest = [], []
     for fact in FACTS:
         if kind == "spelled" and len(fact.answer) > _LONGEST_SPELLED:
             continue
-        texts = list(RULES[kind].texts) * (2 if kind == "yes_no" else 1)
-        random.shuffle(texts)
-        rows = [constrained(kind, text, fact, random.choice(_others(fact)), random) for text in texts]
-        first += rows[:1]
-        rest += rows[1:]
+        other = next(f for f in FACTS if f.topic == fact.topic and f.answer == fact.wrong[0])
+        for words in [(claim,) for claim in rule.words(fact)] if kind == "yes_no" else [rule.words(fact)]:
+            texts = random.sample(rule.texts, len(rule.texts))
+            rows = [constrained(kind, text, fact, other, random.choice(words)) for text in texts]
+            first += rows[:1]
+            rest += rows[1:]
     random.shuffle(rest)
     return first + rest
-
-
-def _others(fact: Fact) -> list[Fact]:
-    return [other for other in FACTS if other.answer != fact.answer]
 
 
 def instruction(world: World) -> list[Example]:
