@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -52,7 +51,12 @@ def read_examples(root: Path, tasks: Iterable[str] = TASKS) -> dict[str, list[Ex
 
 
 def build_models(
-    root: Path, out: Path, *, seed: int = 0, scale: float = 1.0, report: Callable[[str], None] = print
+    root: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+    scale: float = 1.0,
+    report: Callable[[str], None] = print,
 ) -> None:
     """Train tokenizer, `base`, `instruct` and `clinical`, and save each with the tokenizer.
 
@@ -63,7 +67,6 @@ def build_models(
         scale: Multiplies the tokens of every phase; below 1 for a quick try.
         report: Called with lines of progress.
     """
-    torch.set_num_threads(os.cpu_count() or 1)
     examples = read_examples(root)
     examples["drill"] = drills(load_world(root / "world" / "conditions.json"))
     tokenizer = train_tokenizer(corpus(examples))
