@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import workbench as wb
@@ -94,6 +94,7 @@ def test_a_subtracted_parent_is_allowed():
     assert recipe(method="linear", weights=[1, -1], normalise=False).weights == (1.0, -1.0)
 
 
+@settings(deadline=None)
 @given(weights)
 def test_a_weight_freezes_once(weight):
     frozen = freeze_weight(weight, "w")
@@ -117,6 +118,7 @@ def test_places_in_depth():
     assert list(two_stacks.values()) == [0, 1, 0, 0.5, 1]
 
 
+@settings(deadline=None)
 @given(weights, weights, st.sampled_from([None, True, False]), st.sampled_from([None, "bfloat16"]))
 def test_json_round_trip(first, second, normalise, dtype):
     positive = {"nothing": 1, "*": 8.5}
@@ -163,6 +165,7 @@ def same_merge(
             assert a == pytest.approx(b, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(st.lists(weights, min_size=3, max_size=3), st.sampled_from([None, False]), st.sampled_from([None, 4]))
 def test_yaml_round_trip_of_linear(three, normalise, num_layers):
     three[0] = {"nothing": 1, "*": 8.5}
@@ -170,6 +173,7 @@ def test_yaml_round_trip_of_linear(three, normalise, num_layers):
     assert wb.MergeRecipe.from_yaml(before.to_yaml(absolute=False)) == before
 
 
+@settings(deadline=None)
 @given(weights)
 def test_yaml_round_trip_of_slerp(t):
     before = recipe(dtype="bfloat16").with_ratio(t)

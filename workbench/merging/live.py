@@ -39,9 +39,9 @@ class LiveMerge:
         tokenizer: The parents' common tokenizer, where `models` are given.
         device: As in `load_model`; None keeps that of the given `models`.
         dtype: As in `load_model`; None takes the recipe's, or keeps that of the given `models`.
-        exact: True gives what mergekit gives, bit for bit; False a single pass over memory, two to three times faster,
-            which may break a tie of the last rounding differently (see `ops.merging.mix_`). None is exact for models of
-            up to 32 million weights, where a move takes milliseconds either way.
+        exact: True computes in mergekit's order, bit for bit for `linear`; False is a single pass over memory, two to
+            three times faster, which may break a tie of the last rounding differently (see `ops.merging.mix_`). None
+            is exact for models of up to 32 million weights, where a move takes milliseconds either way.
 
     Raises:
         MergeError: The parents do not fit each other.
@@ -51,6 +51,7 @@ class LiveMerge:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
+    exact: bool
 
     def __init__(
         self,
@@ -73,7 +74,7 @@ class LiveMerge:
         sources = [_float_tensors(parent) for parent in self._parents.values()]
         self._sources = {name: [tensors[name] for tensors in sources] for name in self._targets}
         size = sum(target.numel() for target in self._targets.values())
-        self._exact = size <= _EXACT_UP_TO if exact is None else exact
+        self.exact = size <= _EXACT_UP_TO if exact is None else exact
         self._cosines: dict[str, float] = {}
         self._turns = Turns()
         self._recipe = recipe
@@ -167,7 +168,7 @@ class LiveMerge:
 
     def _write(self, mixes: dict[str, Mix]) -> None:
         for name, target in self._targets.items():
-            mix_(target, self._sources[name], mixes[name], exact=self._exact)
+            mix_(target, self._sources[name], mixes[name], exact=self.exact)
 
     def _cosine(self, name: str) -> float:
         if name not in self._cosines:

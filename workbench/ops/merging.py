@@ -119,9 +119,9 @@ def mix_(out: Tensor, tensors: Sequence[Tensor], mix: Mix, *, exact: bool = True
         out: Receives the result; contiguous, of the tensors' shape and dtype, sharing no memory with them.
         tensors: The parents' tensors, all of one shape and dtype.
         mix: One weight per tensor.
-        exact: Multiply, add and divide in mergekit's order, which gives its result bit for bit. False takes a single
-            pass over memory where two coefficients sum to 1; that differs from mergekit only where a result lies (to
-            float32 rounding) half way between two numbers of `out`'s format, and then by the last bit.
+        exact: Multiply, add and divide in mergekit's order, which gives its linear merge bit for bit. False takes a
+            single pass over memory where two coefficients sum to 1; against mergekit a bfloat16 or float16 result then
+            differs only where it lies half way between two numbers, and by the last bit.
 
     Returns:
         `out`.
