@@ -238,6 +238,8 @@ def test_wrong_arguments():
         live(recipe(), [llama()])
     with pytest.raises(ConfigError, match=r"No parent 'c'; the parents are \['a', 'b'\]"):
         live().reset("c")
+    with pytest.raises(ConfigError, match=r"dtype='bf16'; a merge works in one of float32, bfloat16, float16"):
+        live(recipe(), dtype="bf16")
     with pytest.raises(ConfigError, match=r"No parent 2"):
         live().reset(2)
 
@@ -261,13 +263,15 @@ def test_a_move_asks_previews_to_stop_and_waits_for_them():
 
 
 def test_a_generation_that_is_no_preview_is_waited_for():
-    merged, finish, moved = live(), threading.Event(), threading.Event()
+    merged, moved = live(), threading.Event()
     mover = threading.Thread(target=lambda: (merged.reset(1), moved.set()))
-    with merged.generation(preview=False) as stop, merged.generation(preview=False):
+    with merged.generation(preview=False) as stop:
         mover.start()
         assert not moved.wait(0.2)
+        with merged.generation() as nested:
+            assert nested.is_set()
         assert not stop.is_set()
-        finish.set()
+        assert not moved.is_set()
     assert moved.wait(20)
     mover.join(20)
 

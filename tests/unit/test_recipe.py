@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,6 +102,12 @@ def test_a_weight_freezes_once(weight):
     frozen = freeze_weight(weight, "w")
     assert freeze_weight(frozen, "w") == freeze_weight(thaw_weight(frozen), "w") == frozen
     hash(frozen)
+
+
+def test_arrays_are_curves():
+    assert freeze_weight(torch.linspace(0, 1, 3), "w") == freeze_weight(np.linspace(0, 1, 3), "w") == (0, 0.5, 1)
+    assert freeze_weight([np.float32(0.5), 1], "w") == (0.5, 1)
+    assert freeze_weight(np.float32(0.5), "w") == 0.5
 
 
 def test_curves_and_filters_are_read_as_documented():

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from workbench.errors import ConfigError, MergeError
 from workbench.merging.coefficients import tensor_mix
 from workbench.merging.parents import check_depth, check_fit, check_tokenizers, place, weight_tensors
-from workbench.merging.recipe import MergeRecipe
+from workbench.merging.recipe import DTYPES, MergeRecipe
 from workbench.merging.turns import Turns
+from workbench.merging.weights import depth_positions
 from workbench.models import load_model
 from workbench.ops.merging import Mix, cosine_similarity, mix_
 
@@ -68,13 +69,14 @@ class LiveMerge:
             self._parents, self.tokenizer = _load(recipe.parents, device, dtype)
         else:
             self._parents, self.tokenizer = _adopt(recipe.parents, models, device, dtype), tokenizer
-        check_fit(self._parents)
+            check_fit(self._parents)
         self.model = copy.deepcopy(next(iter(self._parents.values()))).eval()
         self._targets = _float_tensors(self.model)
         sources = [_float_tensors(parent) for parent in self._parents.values()]
         self._sources = {name: [tensors[name] for tensors in sources] for name in self._targets}
         size = sum(target.numel() for target in self._targets.values())
         self.exact = size <= _EXACT_UP_TO if exact is None else exact
+        self._positions = depth_positions(self._targets)
         self._cosines: dict[str, float] = {}
         self._turns = Turns()
         self._recipe = recipe
@@ -163,8 +165,8 @@ class LiveMerge:
                 f"The recipe's parents are {list(recipe.parents)}, this LiveMerge holds {list(self.recipe.parents)}. "
                 "Keep the parents, or make a new LiveMerge(recipe)."
             )
-        positions = check_depth(list(self._targets), recipe.num_layers)
-        return {name: tensor_mix(recipe, name, positions[name], self._cosine) for name in self._targets}
+        check_depth(self._targets, recipe.num_layers)
+        return {name: tensor_mix(recipe, name, place, self._cosine) for name, place in self._positions.items()}
 
     def _write(self, mixes: dict[str, Mix]) -> None:
         for name, target in self._targets.items():
@@ -193,8 +195,10 @@ def _load(
     names: Sequence[str], device: Any, dtype: Any
 ) -> tuple[dict[str, PreTrainedModel], PreTrainedTokenizerBase | None]:
     loaded = {name: load_model(name, device=device, dtype=dtype) for name in names}
+    models = {name: model for name, (model, _) in loaded.items()}
+    check_fit(models)
     check_tokenizers({name: tokenizer for name, (_, tokenizer) in loaded.items()})
-    return {name: model for name, (model, _) in loaded.items()}, loaded[names[0]][1]
+    return models, loaded[names[0]][1]
 
 
 def _adopt(
@@ -202,7 +206,8 @@ def _adopt(
 ) -> dict[str, PreTrainedModel]:
     if len(models) != len(names):
         raise ConfigError(f"{len(models)} models for the {len(names)} parents {list(names)}. Pass one for each.")
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype!r}; a merge works in one of {', '.join(DTYPES)}. Give one of these.")
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     device = None if device is None else torch.device(device)
     return {name: place(model, device, dtype) for name, model in zip(names, models)}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from workbench.errors import ConfigError, MergeError
-from workbench.merging.weights import depth_positions, stack_depths
+from workbench.merging.weights import stack_depths
 
 # These differ between relatives without changing what the weights compute.
 _HARMLESS = ("max_position_embeddings", "initializer_range", "use_cache", "pretraining_tp", "vocab_size")
@@ -136,8 +136,8 @@ def check_tokenizers(tokenizers: Mapping[str, Any]) -> None:
         )
 
 
-def check_depth(names: Sequence[str], num_layers: int | None) -> dict[str, float]:
-    """Return each tensor's place in depth, after comparing the number of layers with what the recipe expects.
+def check_depth(names: Iterable[str], num_layers: int | None) -> None:
+    """Compare the number of layers with what the recipe expects.
 
     Raises:
         ConfigError: The parents have another number of layers.
@@ -148,4 +148,3 @@ def check_depth(names: Sequence[str], num_layers: int | None) -> dict[str, float
             f"The recipe is for {num_layers} layers, the parents have {max(depths.values(), default=0)}; a merge "
             "covers whole models. Set num_layers to None, or to the parents' number."
         )
-    return depth_positions(names)

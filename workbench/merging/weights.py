@@ -40,8 +40,8 @@ def freeze_weight(value: Any, where: str) -> Weight:
     """Return a weight in its hashable form.
 
     Args:
-        value: A number; a list of numbers, which is a curve from the first to the last layer; or a mapping from a
-            part of a tensor name to one of these, tried in order, closed by `"*"` for all other tensors.
+        value: A number; a list or array of numbers, which is a curve from the first to the last layer; or a mapping
+            from a part of a tensor name to one of these, tried in order, closed by `"*"` for all other tensors.
         where: What an error message calls the weight, e.g. `weights[0]`.
 
     Returns:
@@ -72,6 +72,7 @@ def _freeze_filters(value: Mapping[Any, Any], where: str) -> Weight:
 
 
 def _freeze_value(value: Any, where: str) -> float | Curve:
+    value = _plain(value)
     if isinstance(value, str) or not isinstance(value, Sequence):
         return _freeze_number(value, where)
     if not value:
@@ -79,7 +80,13 @@ def _freeze_value(value: Any, where: str) -> float | Curve:
     return tuple(_freeze_number(item, f"{where}[{index}]") for index, item in enumerate(value))
 
 
+def _plain(value: Any) -> Any:
+    # Arrays, and single numbers, of numpy and torch.
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _freeze_number(value: Any, where: str) -> float:
+    value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ConfigError(
             f"{where} is {value!r}; a weight is a finite number, a list of numbers (a curve over depth), or a dict "
