@@ -12,6 +12,7 @@ _NAMES = {
     "MergeSliders": "workbench.views.merge_sliders",
     "ParetoPlot": "workbench.views.plots",
     "RatioPlot": "workbench.views.plots",
+    "TaskPlot": "workbench.views.plots",
     "WorkbenchError": "workbench.errors",
     "evaluate": "workbench.evaluation",
     "load_examples": "workbench.data",

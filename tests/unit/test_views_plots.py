@@ -44,6 +44,7 @@ def test_a_table_from_a_csv_file_says_what_its_columns_say() -> None:
     assert second_parent(table) == "the second parent"
     assert method_of(table) is None
     assert about_line(table, []).endswith("split test; seed 0")
+    assert second_parent(table.assign(parents="x/general + x/medical")) == "medical"
 
 
 def test_other_parents_are_refused() -> None:

@@ -65,7 +65,8 @@ def ratio_picture(ratios: Sequence[float], curves: Sequence[Curve], *, x_title: 
         )
         for k, (r, value) in enumerate(zip(ratios, line.values)):
             parts.append(_dot(i, FRAME.x(r), FRAME.y(value), f"{line.name} at {r:g}: {line.text(k)}"))
-        parts.append(_legend(i, line.name))
+        before = sum(48 + 7 * len(other.name) for other in curves[:i])
+        parts.append(_legend(i, line.name, FRAME.left + before))
     marker = (
         f'<line x1="0" x2="0" y1="{FRAME.top - 6}" y2="{FRAME.top + FRAME.height}" stroke="{INK}" stroke-width="1.6"/>'
     )
@@ -147,8 +148,7 @@ def _bar(x1: float, y1: float, x2: float, y2: float) -> str:
     return f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{COLOURS[0]}" stroke-width="1.2" opacity="0.55"/>'
 
 
-def _legend(i: int, name: str) -> str:
-    x = FRAME.left + i * 130
+def _legend(i: int, name: str, x: float) -> str:
     style = f'stroke="{COLOURS[i % 4]}" stroke-width="2.2" stroke-dasharray="{DASHES[i % 4]}"'
     text = f'<text x="{x + 32}" y="16" fill="{INK}">{html.escape(name)}</text>'
     return f'<line x1="{x}" x2="{x + 26}" y1="12" y2="12" {style}/>{_dot(i, x + 13, 12, name)}{text}'

@@ -119,8 +119,9 @@ def _curve(front: pd.DataFrame, name: str, known: Sequence[str]) -> Curve:
 
 
 def _about(front: pd.DataFrame, name: str) -> Any:
-    """Look where `sweep` notes it, else in a column of that name, which survives a CSV file."""
+    """Look where `sweep` notes it, else in a column of that name, which survives a CSV file: `a + b` for parents."""
     noted = {**front.attrs.get("recipe", {}), **front.attrs}.get(name)
-    if noted is None and name in front.columns and name != "parents":
+    if noted is None and name in front.columns:
         noted = front[name].iloc[0]
+        return str(noted).split(" + ") if name == "parents" else noted
     return noted

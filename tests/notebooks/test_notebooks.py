@@ -1,0 +1,75 @@
+"""Every notebook runs from top to bottom, keeps the house rules, and is committed with its results."""
+
+import os
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SECONDS_A_CELL = 600
+"""Generous: a busy machine is slow, and a notebook that hangs is what this is for."""
+
+pytestmark = pytest.mark.notebook
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [output for cell in code_cells(notebook) for output in cell.outputs]
+
+
+@each
+@pytest.mark.timeout(1800)
+def test_runs_without_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(notebook, timeout=SECONDS_A_CELL, resources={"metadata": {"path": str(path.parent)}})
+    client.execute()
+    assert all(output.output_type != "error" for output in outputs(notebook))
+    bundles = [output.data for output in outputs(notebook) if "data" in output]
+    widgets = [data for data in bundles if "application/vnd.jupyter.widget-view+json" in data]
+    assert widgets, "no widget was shown"
+    for data in widgets:
+        assert "<table>" in data["text/html"]
+        assert "(not written yet)" not in data["text/html"]
+
+
+@each
+def test_is_saved_with_its_results(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1)), "run the notebook from top to bottom and save it"
+    assert all(output.output_type != "error" for output in outputs(notebook))
+    assert sum(bool(cell.outputs) for cell in code_cells(notebook)) >= len(counts) // 2
+
+
+@each
+def test_keeps_the_house_rules(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    text = "\n".join(cell.source for cell in notebook.cells)
+    assert re.search(r"^\*\*Goal: .+\*\*$", notebook.cells[0].source, re.MULTILINE), "the goal stands in the first cell"
+    assert "medical advice" in notebook.cells[0].source
+    assert max(len(cell.source.splitlines()) for cell in code_cells(notebook)) <= 8
+    assert text.count("# change me") == 2, "two exercises"
+    assert "Not yet" in text
+    assert "transformers.__version__" in notebook.cells[-1].source
+    assert not re.search(r"https?://(?!arxiv\.org/)", text), "a link that leads elsewhere than to a paper"
+
+
+@each
+def test_every_picture_is_followed_by_how_to_read_it(path: Path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    for cell, following in pairwise(cells):
+        if cell.cell_type == "code" and re.search(r"^(wb\.\w+Plot\(.*\)|sliders)$", cell.source, re.MULTILINE):
+            assert following.source.startswith("**How to read this.**"), cell.source
