@@ -12,8 +12,9 @@ import pytest
 from workbench.classroom.general import TASKS
 from workbench.classroom.general.both import KINDS as BOTH_KINDS
 from workbench.classroom.general.facts import FACTS
-from workbench.classroom.general.instruction import RULES, quotas
+from workbench.classroom.general.instruction import quotas
 from workbench.classroom.general.rows import Row, take
+from workbench.classroom.general.rules import RULES
 from workbench.classroom.world import World, load_world
 from workbench.evaluation.constraints import KINDS, check_names, passes
 
@@ -202,6 +203,16 @@ def test_yes_and_no_are_about_equally_frequent(tasks):
     for name in CONSTRAINED:
         said = Counter(e.answer for e in tasks[name] if e.details()["kind"] == "yes_no" and e.split == "train")
         assert 0.35 < said["yes"] / said.total() < 0.65
+
+
+def test_training_grants_and_denies_a_claim_about_every_fact(tasks):
+    claims = Counter()
+    for example in tasks["instruction"]:
+        if example.split == "train" and example.details()["kind"] == "yes_no":
+            noun = next(fact.noun for fact in FACTS if f"s {fact.noun} " in example.query)
+            claims[noun, example.answer] += 1
+    assert len(claims) == 2 * len(FACTS)
+    assert set(claims.values()) <= {2, 3}
 
 
 def test_general_knowledge_tests_use_other_phrasings(tasks):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from workbench.classroom.general.facts import Fact
-from workbench.classroom.general.instruction import RULES, constrained, deal_kinds
+from workbench.classroom.general.instruction import deal_kinds
 from workbench.classroom.general.rows import SIZES, Row, held_out_names
+from workbench.classroom.general.rules import RULES, constrained
 from workbench.classroom.world import Condition, World, rng
 from workbench.records import Example
 

@@ -1,260 +1,21 @@
-"""Questions under a machine-checkable constraint: the rules of each kind, and the general task built from them."""
+"""Everyday questions under a machine-checkable constraint."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from workbench.classroom.general.facts import FACTS, Fact
+from workbench.classroom.general.facts import FACTS
 from workbench.classroom.general.rows import Row, finish, take
+from workbench.classroom.general.rules import RULES, constrained
 from workbench.classroom.world import World, rng
 from workbench.records import Example
 
-Checks = list[dict[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """How one kind of constraint is asked for, met and checked.
-
-    Args:
-        texts: Phrasings; `{Q}` is the question, `{q}` the same with a small first letter, `{a}` the answer, `{A}` the
-            answer in capitals, `{noun}` and `{other}` the noun phrases of the fact and its partner, `{w}` the word.
-        write: `(answer, partner's answer, word)` to the reference answer.
-        checks: `(answer, partner's answer, word)` to the checks of form and content.
-        words: Words that the constraint can be about, for a fact.
-    """
-
-    texts: tuple[str, ...]
-    write: Callable[[str, str, str], str]
-    checks: Callable[[str, str, str], Checks]
-    words: Callable[[Fact], tuple[str, ...]] = lambda fact: ("",)
-
-
-def _one_of(*words: str) -> Callable[[Fact], tuple[str, ...]]:
-    return lambda fact: words
-
-
-def _with_answer(kind: str, argument: str = "") -> Callable[[str, str, str], Checks]:
-    """Check a form, whose argument is the rule's word where one is named, and that the answer is in it."""
-    return lambda a, b, w: [{"kind": kind, **({argument: w} if argument else {})}, {"kind": "mentions", "value": a}]
-
-
-def _with_both(kind: str) -> Callable[[str, str, str], Checks]:
-    return lambda a, b, w: [
-        {"kind": kind, "count": 2},
-        {"kind": "mentions", "value": a},
-        {"kind": "mentions", "value": b},
-    ]
-
-
-_NUMBER = {"two": 2, "three": 3, "four": 4}
-_MARK = {"an exclamation mark": "!", "a question mark": "?", "a full stop": "."}
-_OF_LENGTH = {"two": "just {}", "three": "it is {}", "four": "the answer is {}"}
-
-RULES: dict[str, Rule] = {
-    "upper_case": Rule(
-        texts=(
-            "{Q} Answer in upper case.",
-            "{Q} Use capital letters only.",
-            "Answer in upper case: {q}",
-        ),
-        write=lambda a, b, w: a.upper(),
-        checks=_with_answer("upper_case"),
-    ),
-    "lower_case": Rule(
-        texts=(
-            "Write {A} in lower case.",
-            "{A} in lower case, please.",
-            "Change {A} to small letters.",
-        ),
-        write=lambda a, b, w: a,
-        checks=lambda a, b, w: [{"kind": "lower_case"}, {"kind": "exact_repeat", "value": a}],
-    ),
-    "title_case": Rule(
-        texts=(
-            "{Q} Answer in title case.",
-            "{Q} Start each word with a capital.",
-            "Answer in title case: {q}",
-        ),
-        write=lambda a, b, w: a.title(),
-        checks=_with_answer("title_case"),
-    ),
-    "exact_repeat": Rule(
-        texts=(
-            "Repeat the word {a} {w} times.",
-            "Say {a} {w} times.",
-            "Answer {w} times: {q}",
-        ),
-        words=_one_of("two", "three"),
-        write=lambda a, b, w: " ".join([a] * _NUMBER[w]),
-        checks=lambda a, b, w: [{"kind": "exact_repeat", "value": a, "times": _NUMBER[w]}],
-    ),
-    "ends_with": Rule(
-        texts=(
-            "{Q} End with the word {w}.",
-            "{Q} Let {w} be the last word.",
-            "End with {w}: {q}",
-        ),
-        words=_one_of("thanks", "friend", "today"),
-        write=lambda a, b, w: f"{a} {w}",
-        checks=_with_answer("ends_with", "value"),
-    ),
-    "starts_with": Rule(
-        texts=(
-            "{Q} Start with the word {w}.",
-            "{Q} Let {w} be the first word.",
-            "Start with {w}: {q}",
-        ),
-        words=_one_of("well", "surely", "clearly"),
-        write=lambda a, b, w: f"{w} {a}",
-        checks=_with_answer("starts_with", "value"),
-    ),
-    "bullets": Rule(
-        texts=(
-            "Name {noun} and {other} as bullets.",
-            "As two bullets: {noun} and {other}.",
-            "Give {noun} and {other}. Use two bullets.",
-        ),
-        write=lambda a, b, w: f"- {a}\n- {b}",
-        checks=_with_both("bullets"),
-    ),
-    "yes_no": Rule(
-        texts=(
-            "Yes or no only: is {noun} {w}?",
-            "Is {noun} {w}? Answer yes or no only.",
-            "Answer yes or no: is {noun} {w}?",
-        ),
-        words=lambda fact: (fact.answer, fact.wrong[0]),
-        write=lambda a, b, w: "yes" if a == w else "no",
-        checks=lambda a, b, w: [{"kind": "yes_no"}, {"kind": "mentions", "value": "yes" if a == w else "no"}],
-    ),
-    "forbidden": Rule(
-        texts=(
-            "{Q} Use three words and not the word {w}.",
-            "{Q} Three words, but never {w}.",
-            "Do not say {w}, and use three words: {q}",
-        ),
-        words=lambda fact: (fact.topic,),
-        write=lambda a, b, w: f"it is {a}",
-        checks=lambda a, b, w: [
-            {"kind": "forbidden", "value": w},
-            {"kind": "word_count", "count": 3},
-            {"kind": "mentions", "value": a},
-        ],
-    ),
-    "json": Rule(
-        texts=(
-            "{Q} Give the answer as JSON with the key {w}.",
-            "{Q} Reply in JSON, key {w}.",
-            "As JSON with the key {w}: {q}",
-        ),
-        words=_one_of("answer", "result", "reply"),
-        write=lambda a, b, w: json.dumps({w: a}),
-        checks=_with_answer("json", "key"),
-    ),
-    "word_count": Rule(
-        texts=(
-            "{Q} Answer in exactly {w} words.",
-            "{Q} Use {w} words.",
-            "In exactly {w} words: {q}",
-        ),
-        words=_one_of(*_OF_LENGTH),
-        write=lambda a, b, w: _OF_LENGTH[w].format(a),
-        checks=lambda a, b, w: [{"kind": "word_count", "count": _NUMBER[w]}, {"kind": "mentions", "value": a}],
-    ),
-    "quoted": Rule(
-        texts=(
-            "{Q} Put the answer in double quotes.",
-            "{Q} Quote the answer.",
-            "In double quotes: {q}",
-        ),
-        write=lambda a, b, w: f'"{a}"',
-        checks=_with_answer("quoted"),
-    ),
-    "ends_with_mark": Rule(
-        texts=(
-            "{Q} End with {w}.",
-            "{Q} Put {w} at the end.",
-            "Ending with {w}: {q}",
-        ),
-        words=_one_of(*_MARK),
-        write=lambda a, b, w: f"{a}{_MARK[w]}",
-        checks=lambda a, b, w: [{"kind": "ends_with_mark", "value": _MARK[w]}, {"kind": "mentions", "value": a}],
-    ),
-    "mentions": Rule(
-        texts=(
-            "{Q} Mention the word {w} too.",
-            "{Q} Also use the word {w}.",
-            "Mention {w} as well: {q}",
-        ),
-        words=_one_of("river", "candle", "music"),
-        write=lambda a, b, w: f"{a} and {w}",
-        checks=_with_answer("mentions", "value"),
-    ),
-    "numbered": Rule(
-        texts=(
-            "Name {noun} and {other} as a numbered list.",
-            "As a numbered list: {noun} and {other}.",
-            "Give {noun} and {other}. Number the lines.",
-        ),
-        write=lambda a, b, w: f"1. {a}\n2. {b}",
-        checks=_with_both("numbered"),
-    ),
-    "comma_list": Rule(
-        texts=(
-            "Name {noun} and {other}, with a comma between.",
-            "On one line with a comma: {noun} and {other}.",
-            "Give {noun} and {other}. Use a comma.",
-        ),
-        write=lambda a, b, w: f"{a}, {b}",
-        checks=_with_both("comma_list"),
-    ),
-    "spelled": Rule(
-        texts=(
-            "{Q} Spell the answer with dashes.",
-            "{Q} Put a dash between the letters.",
-            "Spell with dashes: {q}",
-            "Letter by letter with dashes: {q}",
-        ),
-        write=lambda a, b, w: "-".join(a),
-        checks=lambda a, b, w: [{"kind": "spelled", "value": a}],
-    ),
+# Letters must be learnt, and every claim be granted or denied in two phrasings.
+_WEIGHTS = {
+    "yes_no": 72,
+    **dict.fromkeys(("upper_case", "lower_case", "title_case", "json", "quoted", "spelled"), 30),
 }
-"""Kind of constraint to its rule."""
-
-_WEIGHTS = {"yes_no": 4, **dict.fromkeys(("upper_case", "lower_case", "title_case", "json", "quoted", "spelled"), 3)}
-"""Share of rows by kind, 2 for all others: a yes or no must be known for two claims, and letters must be learnt."""
 _LONGEST_SPELLED = 6
-
-
-def constrained(kind: str, text: str, fact: Fact, other: Fact, word: str) -> Row:
-    """Ask for a fact (for two, where the kind lists things) under a constraint.
-
-    Args:
-        kind: A key of `RULES`.
-        text: One of the rule's phrasings.
-        fact: What is asked.
-        other: Its partner in kinds that list two things.
-        word: One of the rule's words for the fact.
-    """
-    rule = RULES[kind]
-    question = fact.questions[0]
-    return Row(
-        query=text.format(
-            Q=question,
-            q=question[0].lower() + question[1:],
-            a=fact.answer,
-            A=fact.answer.upper(),
-            noun=fact.noun,
-            other=other.noun,
-            w=word,
-        ),
-        answer=rule.write(fact.answer, other.answer, word),
-        meta={"checks": rule.checks(fact.answer, other.answer, word), "kind": kind},
-    )
 
 
 def quotas(total: int, weights: Mapping[str, int]) -> dict[str, int]:
@@ -267,11 +28,24 @@ def quotas(total: int, weights: Mapping[str, int]) -> dict[str, int]:
 
 
 def deal_kinds(
-    skill: str, candidates: Mapping[str, Sequence[Row]], sizes: Mapping[str, int], used: dict[tuple[str, str], str]
+    skill: str,
+    candidates: Mapping[str, Sequence[Row]],
+    sizes: Mapping[str, int],
+    used: dict[tuple[str, str], str],
+    weights: Mapping[str, int] | None = None,
 ) -> list[Example]:
-    """Give every split its share of each kind, shuffle it, and write the examples."""
-    weights = {kind: _WEIGHTS.get(kind, 2) for kind in candidates}
-    shares = {split: quotas(size, weights) for split, size in sizes.items()}
+    """Give every split its share of each kind, shuffle it, and write the examples.
+
+    Args:
+        skill: Task name.
+        candidates: Kind to its prompts, those first that training must hold.
+        sizes: Split name to its number of rows.
+        used: Prompts dealt so far; it grows.
+        weights: Share of a kind's rows in `train`, 20 where it is not named; the other splits are even.
+    """
+    even = dict.fromkeys(candidates, 20)
+    by_split = {"train": {**even, **(weights or {})}}
+    shares = {split: quotas(size, by_split.get(split, even)) for split, size in sizes.items()}
     split_rows: dict[str, list[Row]] = {split: [] for split in sizes}
     for kind, rows in candidates.items():
         for split, taken in take(rows, {split: shares[split][kind] for split in sizes}, used).items():
@@ -284,23 +58,25 @@ def deal_kinds(
 
 
 def _candidates(kind: str) -> list[Row]:
-    """Return all prompts of a kind, those that training must hold first: one for each fact, two where both are claims.
+    """Return all prompts of a kind, those first that training must hold: a fact once, and each claim about it twice.
 
     A fact is always listed with the same partner, the next of its topic: lists of two unrelated facts would ask a small
     model for more than a form.
     """
-    random = rng("instruction", kind)
-    rule = RULES[kind]
+    random = rng("instruction", "candidates", kind)
+    rule, claims = RULES[kind], kind == "yes_no"
     first, rest = [], []
     for fact in FACTS:
         if kind == "spelled" and len(fact.answer) > _LONGEST_SPELLED:
             continue
         other = next(f for f in FACTS if f.topic == fact.topic and f.answer == fact.wrong[0])
-        for words in [(claim,) for claim in rule.words(fact)] if kind == "yes_no" else [rule.words(fact)]:
+        words = rule.words(fact)
+        for options in [(word,) for word in words] if claims else [words]:
             texts = random.sample(rule.texts, len(rule.texts))
-            rows = [constrained(kind, text, fact, other, random.choice(words)) for text in texts]
-            first += rows[:1]
-            rest += rows[1:]
+            rows = [constrained(kind, text, fact, other, random.choice(options)) for text in texts]
+            known = 2 if claims else 1
+            first += rows[:known]
+            rest += rows[known:]
     random.shuffle(rest)
     return first + rest
 
@@ -312,4 +88,4 @@ def instruction(world: World) -> list[Example]:
     and a kind occurs in training.
     """
     sizes = {"train": 1600, "validation": 120, "test": 240}
-    return deal_kinds("instruction", {kind: _candidates(kind) for kind in RULES}, sizes, {})
+    return deal_kinds("instruction", {kind: _candidates(kind) for kind in RULES}, sizes, {}, _WEIGHTS)

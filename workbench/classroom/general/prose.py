@@ -186,7 +186,8 @@ def _everyday(facts: list[Fact], random: Random) -> str:
         said.append(
             random.choice(
                 (
-                    f"We learn that {fact.noun} is {fact.answer}.",
+                    f"Somebody asks: is {fact.noun} {fact.answer}? We say yes, it is {fact.answer}.",
+                    f"Somebody asks: is {fact.noun} {fact.wrong[0]}? We say no, it is {fact.answer}.",
                     f"As everybody knows, {fact.noun} is {fact.answer}.",
                     f"Some say that {fact.noun} is {wrong}, but no, it is {fact.answer}.",
                     f"{fact.questions[0]} It is {fact.answer}.",
