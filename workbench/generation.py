@@ -94,7 +94,7 @@ def generate_batch(
     rooms = [min(max_new_tokens, _room(model, len(ids))) for ids in encoded]
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
     answers = [""] * len(encoded)
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             written = _write_rows(model, [encoded[i] for i in rows], [rooms[i] for i in rows], _ends(model, tokenizer))
@@ -113,7 +113,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """
     # A chat template writes its own special tokens; adding them once more would double the first one.
     text = chat_prompt(tokenizer, prompt)
-    ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template, verbose=False)["input_ids"]
     if not ids:
         raise ConfigError(f"prompt {prompt!r} encodes to no token; a prompt must hold some text")
     return list(ids)
@@ -145,7 +145,7 @@ def _stream(
 ) -> Iterator[str]:
     ends = _ends(model, tokenizer)
     written: list[int] = []
-    with _evaluating(model):
+    with evaluating(model):
         decoder = _Decoder(model, [ids])
         while len(written) < max_new_tokens and not (stop is not None and stop.is_set()):
             token = int(decoder.step(choose)[0])
@@ -257,7 +257,7 @@ def _text(tokenizer: Any, ids: list[int]) -> str:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Switch dropout off, and back on afterwards if the model was training."""
     was_training = model.training
     if was_training:

@@ -50,6 +50,16 @@ def test_choice_scores_are_those_of_full_passes(batch_size):
         assert values == pytest.approx(by_hand(model, example), abs=1e-5)
 
 
+def test_dropout_does_not_count_while_a_model_in_training_is_scored():
+    model = pico()
+    model.config.attention_dropout = 0.9
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    quiet = choice_scores(model, TOKENIZER, CHOICES)
+    assert choice_scores(model.train(), TOKENIZER, CHOICES) == quiet
+    assert model.training
+
+
 def test_the_likeliest_choice_is_the_output():
     model = pico()
     scores = evaluate(model, TOKENIZER, {"exam": CHOICES}, progress=False)
@@ -78,6 +88,11 @@ def test_answers_come_from_the_batched_decoder():
     alone = [generate_batch(model, TOKENIZER, [row.prompt()], max_new_tokens=10)[0] for row in rows]
     assert [output.text for output in scores.outputs["mine"]] == alone
     assert scores.settings["max_new_tokens"] == {"mine": 10}
+
+
+def test_tasks_without_wanted_answers_get_a_fixed_room():
+    task = Task(name="open", metric="ifeval", examples=[asked(1, "")])
+    assert runner._with_length(TOKENIZER, task).max_new_tokens == 256
 
 
 def test_settings_say_what_the_figures_depend_on():

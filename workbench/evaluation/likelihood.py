@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from workbench.errors import DataError
-from workbench.generation import check_logits, encode_prompt, pad_left
+from workbench.generation import check_logits, encode_prompt, evaluating, pad_left
 from workbench.records import Example
 
 
@@ -28,7 +28,7 @@ def choice_scores(
     punished for its length, and models with different tokenizers compare. Prompts of similar length share a batch.
 
     Args:
-        model: A causal language model of transformers, in evaluation mode.
+        model: A causal language model of transformers.
         tokenizer: Its tokenizer.
         examples: Each with choices.
         batch_size: Most choices computed together; one example's choices always are.
@@ -45,7 +45,8 @@ def choice_scores(
     choices = [choice_ids(tokenizer, example) for example in examples]
     scores: list[list[float]] = [[] for _ in examples]
     for rows in _batches(prompts, choices, batch_size):
-        sums = iter(_log_likelihoods(model, [prompts[i] for i in rows], [choices[i] for i in rows]).tolist())
+        with evaluating(model):
+            sums = iter(_log_likelihoods(model, [prompts[i] for i in rows], [choices[i] for i in rows]).tolist())
         for i in rows:
             scores[i] = [next(sums) / len(choice.encode()) for choice in examples[i].choices or ()]
         if progress is not None:

@@ -17,6 +17,8 @@ from workbench.evaluation.suites import CLASSROOM, Suite, Task, resolve
 from workbench.generation import context_length, encode_prompt, generate_batch
 from workbench.records import Example, Output, Score, Scores
 
+_OPEN_ENDED = 256
+
 
 class EvaluationStopped(WorkbenchError):
     """The stop event was set before all examples were scored."""
@@ -144,7 +146,7 @@ def _with_length(tokenizer: Any, task: Task) -> Task:
         return task
     answers = [example.answer for example in task.rows()]
     longest = max(len(ids) for ids in tokenizer(answers, add_special_tokens=False)["input_ids"])
-    return replace(task, max_new_tokens=longest + 8)
+    return replace(task, max_new_tokens=longest + 8 if longest else _OPEN_ENDED)
 
 
 def _fit(model: Any, tokenizer: Any, tasks: Sequence[Task], *, skip: bool) -> tuple[list[Task], dict[str, int]]:

@@ -55,7 +55,8 @@ class Task:
         metric: One of `METRICS`; without one the classroom's for a task of that name, else `likelihood` where every
             example has choices, else `exact_match`.
         group: The axis it counts towards; without one the classroom's for a task of that name, else `own`.
-        max_new_tokens: Most tokens of an answer; without one, 8 more than the longest wanted answer of the task has.
+        max_new_tokens: Most tokens of an answer; without one, 8 more than the longest wanted answer of the task has, or
+            256 where no answer is given.
 
     Raises:
         ConfigError: There is no example, no such metric, or `max_new_tokens` is below 1.
