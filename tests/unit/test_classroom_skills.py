@@ -13,7 +13,7 @@ import pytest
 
 from workbench.classroom.skills import TASKS
 from workbench.classroom.skills.courses import identifying
-from workbench.classroom.skills.findings import INFERENCE
+from workbench.classroom.skills.findings import CUES, INFERENCE
 from workbench.classroom.skills.task import Draft, Pool, Task, held_out_names
 from workbench.classroom.skills.wording import Person, apart, condition_choices, listed, person, value_choices
 from workbench.classroom.world import Condition, World, load_world
@@ -214,25 +214,26 @@ def test_labels_are_balanced(rows):
             assert max(counts.values()) <= 1.35 * min(counts.values()), (name, split, counts)
 
 
+_CUE = "|".join(cue for cues in CUES.values() for cue in cues)
+
+
 def test_inference_labels_follow_from_the_note(rows):
     for e in rows["inference"]:
         claim = re.search(r"the patient has ([^.]+)\.", e.query)
         assert claim is not None
-        cue = re.search(rf"(\w+) {re.escape(claim[1])}\.", e.context)
-        denied = cue is not None and cue[1] in ("denies", "lacks", "without")
+        cue = re.search(rf"\. {re.escape(claim[1])} ({_CUE})\.", e.context)
+        denied = cue is not None and cue[1] in CUES["absent"]
         wanted = "neutral" if cue is None else "contradiction" if denied else "entailment"
         assert e.answer == wanted, (e.context, e.query)
 
 
-def test_the_status_of_an_entity_follows_from_the_word_before_it(rows):
+def test_the_status_of_an_entity_follows_from_the_word_after_it(rows):
     statuses: dict[str, set[str]] = {}
     for e in rows["entity_attribute"]:
-        asked = max((f for f in re.findall(r"\w+ ([^.]+)\.", e.context) if f in e.query), key=len)
-        cue = re.search(rf"(\w+) {re.escape(asked)}\.", e.context)
-        assert cue is not None
-        statuses.setdefault(cue[1], set()).add(e.answer)
-    assert len(statuses) == 12
-    assert all(len(answers) == 1 for answers in statuses.values()), statuses
+        found = dict(re.findall(rf"\. ([^.]+?) ({_CUE})(?=\.)", e.context))
+        asked = max((finding for finding in found if finding in e.query), key=len)
+        statuses.setdefault(found[asked], set()).add(e.answer)
+    assert {cue: {status} for status, cues in CUES.items() for cue in cues} == statuses
 
 
 def test_copied_answers_occur_in_their_context(rows):

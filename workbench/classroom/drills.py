@@ -52,7 +52,7 @@ def _findings(words: _Words, random: Random) -> str:
     """A patient's findings in random words, then what is present, absent, past and in the family."""
     named = random.sample(words.findings, 4)
     status = random.choices(list(CUES), (4, 4, 3, 3), k=4)
-    said = [f"{random.choice(CUES[kind])} {name}." for name, kind in zip(named, status)]
+    said = [f"{name} {random.choice(CUES[kind])}." for name, kind in zip(named, status)]
     recap = [f"{name}: {kind}." for name, kind in random.sample(list(zip(named, status)), 4)]
     if random.random() < 0.4:
         missing = random.choice([name for name in words.findings if name not in named])

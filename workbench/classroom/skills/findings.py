@@ -1,6 +1,7 @@
 """What a note affirms, denies, or leaves open: inference and the status of an entity.
 
-The word right before a finding gives its status, so that a very small model can learn the rule from few examples.
+The word right after a finding gives its status, as in the shorthand of notes: a very small model can look a finding up
+and read on, but hardly backwards.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from workbench.classroom.skills.wording import person, strangers
 from workbench.classroom.world import Condition
 
 CUES = {
-    "present": ("has", "reports", "shows"),
-    "absent": ("denies", "lacks", "without"),
-    "past": ("past", "former", "previous"),
-    "family": ("familial", "maternal", "paternal"),
+    "present": ("reported", "found", "noted"),
+    "absent": ("denied", "excluded", "missing"),
+    "past": ("resolved", "healed", "earlier"),
+    "family": ("in father", "in mother", "in brother"),
 }
 
 _LABELS = {"present": "entailment", "absent": "contradiction", "unmentioned": "neutral"}
@@ -69,7 +70,7 @@ def _attribute(r: Random, condition: Condition, kind: str, pool: Pool) -> Draft 
 
 
 def _clause(r: Random, status: str, finding: str) -> str:
-    return f"{r.choice(CUES[status])} {finding}."
+    return f"{finding} {r.choice(CUES[status])}."
 
 
 INFERENCE = Task(name="inference", stage="specialist", kinds=tuple(_LABELS), draft=_inference)
