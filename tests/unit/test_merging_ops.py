@@ -106,5 +106,5 @@ def test_cosine_by_hand_and_at_its_edges():
 def test_cosine_over_several_chunks(monkeypatch):
     a, b = pair(torch.bfloat16, (33, 9))
     whole = cosine_similarity(a, b)
-    monkeypatch.setattr("workbench.ops.merging._CHUNK", 50)
+    monkeypatch.setattr("workbench.ops.merging._ANGLE_CHUNK", 50)
     assert cosine_similarity(a, b) == pytest.approx(whole, abs=1e-6)

@@ -19,6 +19,7 @@ PARALLEL_COSINE = 0.9995
 
 _SMALLEST_NORM = 1e-8
 _CHUNK = 1 << 19  # elements at a time: the float32 buffers stay in cache
+_ANGLE_CHUNK = 1 << 20  # mergekit's, so that its sums are met to the last bit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +81,12 @@ def slerp_mix(t: float, cosine: float) -> Mix:
 
     Source: Shoemake 1985, section 3.3; threshold as in mergekit 0.1.5.
     """
+    # In float32, so that mergekit's numbers are met to the last bit.
+    place, theta = torch.tensor(t, dtype=torch.float32), torch.acos(torch.tensor(cosine, dtype=torch.float32))
     if abs(cosine) > PARALLEL_COSINE:
-        return Mix(weights=(1.0 - t, t))
-    theta = math.acos(cosine)
-    return Mix(weights=(math.sin((1.0 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta)))
+        return Mix(weights=(1.0 - place.item(), place.item()))
+    sines = torch.sin((1 - place) * theta), torch.sin(place * theta)
+    return Mix(weights=((sines[0] / torch.sin(theta)).item(), (sines[1] / torch.sin(theta)).item()))
 
 
 @torch.no_grad()
@@ -99,12 +102,12 @@ def cosine_similarity(a: Tensor, b: Tensor) -> float:
         result is close to 0.
     """
     dtype = _sum_dtype(a)
-    pairs = list(zip(a.reshape(-1).split(_CHUNK), b.reshape(-1).split(_CHUNK)))
-    norms = [torch.stack([torch.linalg.vector_norm(pair[side], dtype=dtype) for pair in pairs]) for side in (0, 1)]
+    pairs = list(zip(a.reshape(-1).split(_ANGLE_CHUNK), b.reshape(-1).split(_ANGLE_CHUNK)))
+    norms = [torch.stack([torch.linalg.vector_norm(pair[side].to(dtype)) for pair in pairs]) for side in (0, 1)]
     lengths = [torch.linalg.vector_norm(norm) for norm in norms]
     units = [torch.where(length > _SMALLEST_NORM, length, 1.0) for length in lengths]
     # Scaled before they are multiplied, so that large tensors do not overflow.
-    dots = [torch.dot(x.to(dtype) / units[0], y.to(dtype) / units[1]) for x, y in pairs]
+    dots = [torch.sum((x.to(dtype) / units[0]) * (y.to(dtype) / units[1])) for x, y in pairs]
     return max(-1.0, min(1.0, torch.stack(dots).sum().item()))
 
 
@@ -119,8 +122,7 @@ def mix_(out: Tensor, tensors: Sequence[Tensor], mix: Mix, *, exact: bool = True
         out: Receives the result; contiguous, of the tensors' shape and dtype, sharing no memory with them.
         tensors: The parents' tensors, all of one shape and dtype.
         mix: One weight per tensor.
-        exact: Multiply, add and divide in mergekit's order, which gives its linear merge bit for bit. False takes a
-            single pass over memory where two coefficients sum to 1; against mergekit a bfloat16 or float16 result then
+        exact: Multiply, add and divide in mergekit's order, which gives the same bits. False takes a single pass over memory where two coefficients sum to 1; against mergekit a bfloat16 or float16 result then
             differs only where it lies half way between two numbers, and by the last bit.
 
     Returns:
