@@ -13,6 +13,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -61,7 +62,7 @@ class Lab:
         (home / "config" / "labconfig").mkdir(parents=True)
         (home / "config" / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(quiet))
         environment = os.environ | {name: str(home / place) for name, place in places.items()}
-        environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT}/tests/unit"}
         command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={self.port}"]
         command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={self.folder}", "--ServerApp.port_retries=0"]
         command += [f"--IdentityProvider.token={self.token}", "--LabApp.expose_app_in_browser=True"]
@@ -130,26 +131,43 @@ def page(chromium):
     context.close()
 
 
-def open_notebook(page, lab: Lab, name: str) -> None:
-    """Open a notebook and return when its kernel is idle."""
-    page.goto(lab.url(name), wait_until="commit")
-    page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
-    page.wait_for_function(
-        "[...document.querySelectorAll('.jp-StatusBar-TextItem')].some((item) => /\\| Idle/.test(item.textContent))"
-    )
+class Driver:
+    """What every browser test does with a notebook on a page."""
+
+    def __init__(self, lab: Lab, page) -> None:
+        self.lab, self.page = lab, page
+
+    def write(self, name: str, *cells: str) -> None:
+        """Put a notebook of code cells into the server's folder."""
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, self.lab.folder / name)
+
+    def open(self, name: str, *, kernel: bool = True) -> None:
+        """Open a notebook and return when its kernel is idle, or when its cells are there."""
+        self.page.goto(self.lab.url(name), wait_until="commit")
+        self.page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
+        if kernel:
+            self.page.wait_for_function(
+                "[...document.querySelectorAll('.jp-StatusBar-TextItem')].some((e) => /\\| Idle/.test(e.textContent))"
+            )
+        self.page.evaluate("jupyterapp.shell.collapseLeft()")
+
+    def run_all(self) -> None:
+        """Run all cells, return when they are done, and fail with what an erring cell said."""
+        self.command("notebook:run-all-cells")
+        errors = self.page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']")
+        said = [text for text in errors.all_inner_texts() if "Traceback" in text or "Error" in text]
+        assert not said, said[0][-2000:]
+
+    def command(self, name: str, **arguments) -> None:
+        """Carry out one of JupyterLab's commands and wait for its end."""
+        self.page.evaluate(
+            "async ([name, given]) => { await jupyterapp.commands.execute(name, given); }", [name, arguments]
+        )
 
 
-def run_all(page) -> None:
-    """Run all cells and return when they are done."""
-    page.evaluate("async () => { await jupyterapp.commands.execute('notebook:run-all-cells'); }")
-
-
-@pytest.fixture(scope="session")
-def driver():
-    """The two things that every browser test does with a notebook."""
-
-    class Driver:
-        open = staticmethod(open_notebook)
-        run_all = staticmethod(run_all)
-
-    return Driver
+@pytest.fixture
+def driver(lab, page):
+    """Drive the page through the server's notebooks."""
+    return Driver(lab, page)

@@ -35,8 +35,9 @@ function render({ model, el }) {
   let timer;
 
   el.classList.add("wb-weights", two ? "wb-weights-two" : "wb-weights-many");
-  // JupyterLab takes arrow keys and Enter for its cells from everything that is not a text field.
-  requestAnimationFrame(() => (el.closest(".wb-view") ?? el).setAttribute("data-lm-suppress-shortcuts", "true"));
+  // JupyterLab takes arrow keys and Enter from the focused element for its cells, unless that element says otherwise.
+  const keepKeys = ({ target }) => target.setAttribute("data-lm-suppress-shortcuts", "true");
+  requestAnimationFrame(() => (el.closest(".wb-view") ?? el).addEventListener("focusin", keepKeys));
   if (two) {
     const input = rangeInput(`Share of ${parents[1]} in the blend`, model.get("step"));
     const ends = parents.map((parent, i) => {
