@@ -122,8 +122,9 @@ def mix_(out: Tensor, tensors: Sequence[Tensor], mix: Mix, *, exact: bool = True
         out: Receives the result; contiguous, of the tensors' shape and dtype, sharing no memory with them.
         tensors: The parents' tensors, all of one shape and dtype.
         mix: One weight per tensor.
-        exact: Multiply, add and divide in mergekit's order, which gives the same bits. False takes a single pass over memory where two coefficients sum to 1; against mergekit a bfloat16 or float16 result then
-            differs only where it lies half way between two numbers, and by the last bit.
+        exact: Multiply, add and divide in mergekit's order, which gives the same bits. False takes a single pass over
+            memory where two coefficients sum to 1; against mergekit a bfloat16 or float16 result then differs only
+            where it lies half way between two numbers, and by the last bit.
 
     Returns:
         `out`.
