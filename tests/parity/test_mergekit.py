@@ -88,6 +88,16 @@ def test_the_single_pass_differs_at_most_in_how_a_tie_is_broken(dtype, kind):
             assert (ours != theirs).double().mean() < 0.02, t
 
 
+@pytest.mark.parametrize("kind", ["relatives", "strangers"])
+def test_the_single_pass_of_slerp_is_off_in_the_last_bit_at_most(kind):
+    a, b = tensors(torch.bfloat16, kind)
+    for t in RATIOS:
+        mix = slerp_mix(t, cosine_similarity(a, b))
+        c1, c2 = mix.coefficients
+        ours, theirs = mix_(torch.empty_like(a), (a, b), mix, exact=False), theirs_slerp(a, b, t)
+        assert steps_apart(ours, theirs, (c1 * a.double(), c2 * b.double(), theirs)) <= 1, t
+
+
 EDGES = {
     "zero first": (0.0, 1.0),
     "zero second": (1.0, 0.0),

@@ -40,10 +40,9 @@ class LiveMerge:
         tokenizer: The parents' common tokenizer, where `models` are given.
         device: As in `load_model`; None keeps that of the given `models`.
         dtype: As in `load_model`; None takes the recipe's, or keeps that of the given `models`.
-        exact: True computes in mergekit's order, for the same bits; False is a single pass over memory where two
-            coefficients sum to 1, faster, which may break a tie of the last rounding differently (see
-            `ops.merging.mix_`). None is exact for models of up to 2^25 (33 million) weights, where a move takes
-            milliseconds either way.
+        exact: True computes in mergekit's order, for the same bits; False reads memory once where it can, which is two
+            to three times faster and may be off in the last bit (see `ops.merging.mix_`). None is exact for models of
+            up to 2^25 (33 million) weights, where a move takes milliseconds either way.
 
     Raises:
         MergeError: The parents do not fit each other.

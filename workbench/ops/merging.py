@@ -122,9 +122,9 @@ def mix_(out: Tensor, tensors: Sequence[Tensor], mix: Mix, *, exact: bool = True
         out: Receives the result; contiguous, of the tensors' shape and dtype, sharing no memory with them.
         tensors: The parents' tensors, all of one shape and dtype.
         mix: One weight per tensor.
-        exact: Multiply, add and divide in mergekit's order, which gives the same bits. False takes a single pass over
-            memory where two coefficients sum to 1; against mergekit a bfloat16 or float16 result then differs only
-            where it lies half way between two numbers, and by the last bit.
+        exact: Multiply, add and divide in mergekit's order, which gives the same bits. False reads memory once where
+            there are two positive coefficients of sum 1 to 1.5, or two of sum 1, and may be off in the last bit: at
+            sum 1 only where a bfloat16 or float16 result lies half way between two numbers.
 
     Returns:
         `out`.
@@ -134,11 +134,25 @@ def mix_(out: Tensor, tensors: Sequence[Tensor], mix: Mix, *, exact: bool = True
         return out.zero_()
     if len(parts) == 1 and parts[0][1] == 1.0:
         return out.copy_(parts[0][0])
-    if not exact and len(parts) == 2 and math.isclose(parts[0][1] + parts[1][1], 1.0):
-        (near, _), (far, share) = sorted(parts, key=lambda part: -abs(part[1]))
-        # The smaller share is the one that lerp is told: 1 - share would lose its digits.
-        return torch.lerp(near, far, share, out=out)
+    if not exact and len(parts) == 2 and _is_near_mean(parts[0][1], parts[1][1]):
+        return _scaled_mean_(out, parts)
     return _sum_(out, tensors, mix)
+
+
+def _is_near_mean(first: float, second: float) -> bool:
+    return math.isclose(first + second, 1.0) or (min(first, second) > 0.0 and 1.0 <= first + second <= 1.5)
+
+
+def _scaled_mean_(out: Tensor, parts: Sequence[tuple[Tensor, float]]) -> Tensor:
+    # The smaller share is the one that lerp is told: 1 - share would lose its digits.
+    (near, large), (far, small) = sorted(parts, key=lambda part: -abs(part[1]))
+    scale = large + small
+    if math.isclose(scale, 1.0):
+        return torch.lerp(near, far, small, out=out)
+    chunks = (tensor.reshape(-1).split(_CHUNK) for tensor in (out, near, far))
+    for target, x, y in zip(*chunks):
+        torch.lerp(x, y, small / scale, out=target).mul_(scale)
+    return out
 
 
 def _sum_(out: Tensor, tensors: Sequence[Tensor], mix: Mix) -> Tensor:
