@@ -209,7 +209,7 @@ def test_meta_says_condition_organ_system_and_kind(rows, world):
 def test_labels_are_balanced(rows):
     for name, labels in (("inference", 3), ("entity_attribute", 4), ("relation_extraction", 5), ("safety_check", 2)):
         for split in ("train", "test"):
-            counts = Counter(e.answer for e in rows[name] if e.split == split)
+            counts = Counter(e.answer.rpartition(": ")[2] for e in rows[name] if e.split == split)
             assert len(counts) == labels
             assert max(counts.values()) <= 1.35 * min(counts.values()), (name, split, counts)
 
@@ -224,7 +224,7 @@ def test_inference_labels_follow_from_the_note(rows):
         cue = re.search(rf"\. {re.escape(claim[1])} ({_CUE})\.", e.context)
         denied = cue is not None and cue[1] in CUES["absent"]
         wanted = "neutral" if cue is None else "contradiction" if denied else "entailment"
-        assert e.answer == wanted, (e.context, e.query)
+        assert e.answer == f"{claim[1]} {cue[1] if cue else 'unmentioned'}: {wanted}", (e.context, e.query)
 
 
 def test_the_status_of_an_entity_follows_from_the_word_after_it(rows):
@@ -232,7 +232,9 @@ def test_the_status_of_an_entity_follows_from_the_word_after_it(rows):
     for e in rows["entity_attribute"]:
         found = dict(re.findall(rf"\. ([^.]+?) ({_CUE})(?=\.)", e.context))
         asked = max((finding for finding in found if finding in e.query), key=len)
-        statuses.setdefault(found[asked], set()).add(e.answer)
+        quoted, _, status = e.answer.rpartition(": ")
+        assert quoted == f"{asked} {found[asked]}"
+        statuses.setdefault(found[asked], set()).add(status)
     assert {cue: {status} for status, cues in CUES.items() for cue in cues} == statuses
 
 

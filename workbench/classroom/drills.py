@@ -52,12 +52,11 @@ def _findings(words: _Words, random: Random) -> str:
     """A patient's findings in random words, then what is present, absent, past and in the family."""
     named = random.sample(words.findings, 4)
     status = random.choices(list(CUES), (4, 4, 3, 3), k=4)
-    said = [f"{name} {random.choice(CUES[kind])}." for name, kind in zip(named, status)]
-    recap = [f"{name}: {kind}." for name, kind in random.sample(list(zip(named, status)), 4)]
-    if random.random() < 0.4:
-        missing = random.choice([name for name in words.findings if name not in named])
-        recap.insert(random.randrange(len(recap) + 1), f"{missing}: not in the note.")
-    return f"A note on {_person(random)[1]}: {' '.join(said)} In short, {' '.join(recap)}"
+    said = [f"{name} {random.choice(CUES[kind])}" for name, kind in zip(named, status)]
+    recap = [f"{clause}: {kind}." for clause, kind in random.sample(list(zip(said, status)), 4)]
+    for missing in random.sample([name for name in words.findings if name not in named], random.randint(0, 2)):
+        recap.insert(random.randrange(len(recap) + 1), f"{missing} unmentioned: open.")
+    return f"A note on {_person(random)[1]}: {'. '.join(said)}. In short, {' '.join(recap)}"
 
 
 def _stay(words: _Words, random: Random) -> str:

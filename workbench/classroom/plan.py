@@ -20,13 +20,13 @@ GROUPS = {
 
 BASE = Phase(
     shares={"prose": 0.3, "drills": 0.5, "general": 0.02, "instruction": 0.08, "skills": 0.08, "exam": 0.02},
-    tokens=6_000_000,
+    tokens=5_200_000,
     lr=3e-3,
     answers_only=False,
 )
 TUNINGS = {
-    "instruct": Phase(shares={"instruction": 0.8, "general": 0.2}, tokens=900_000, lr=1e-3, answers_only=True),
-    "clinical": Phase(shares={"skills": 0.9, "exam": 0.1}, tokens=2_000_000, lr=8e-4, answers_only=True),
+    "instruct": Phase(shares={"instruction": 0.8, "general": 0.2}, tokens=800_000, lr=1e-3, answers_only=True),
+    "clinical": Phase(shares={"skills": 0.9, "exam": 0.1}, tokens=1_700_000, lr=8e-4, answers_only=True),
 }
 
 

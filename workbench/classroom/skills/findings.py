@@ -1,7 +1,7 @@
 """What a note affirms, denies, or leaves open: inference and the status of an entity.
 
-The word right after a finding gives its status, as in the shorthand of notes: a very small model can look a finding up
-and read on, but hardly backwards.
+The word right after a finding gives its status, as in the shorthand of notes, and the answer quotes the evidence before
+it rules: a very small model can look a finding up, read on and copy, and judge what it has just written.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ def _inference(r: Random, condition: Condition, status: str, pool: Pool) -> Draf
         return None
     present, absent, unmentioned = r.sample(condition.symptoms, 2), strange[:2], strange[2]
     finding = {"present": present[0], "absent": absent[0], "unmentioned": unmentioned}[status]
-    clauses = [_clause(r, "present", s) for s in present] + [_clause(r, "absent", s) for s in absent]
-    r.shuffle(clauses)
+    clauses = {s: _clause(r, "present", s) for s in present} | {s: _clause(r, "absent", s) for s in absent}
     return Draft(
-        context=f"note: {person(r, condition).noun}. {' '.join(clauses)}",
+        context=f"note: {person(r, condition).noun}. {_shuffled(r, clauses)}",
         query=f"claim: the patient has {finding}. {r.choice(_RULINGS)}",
-        answer=_LABELS[status],
+        answer=f"{clauses.get(finding, f'{finding} unmentioned')}: {_LABELS[status]}",
     )
 
 
@@ -60,17 +59,20 @@ def _attribute(r: Random, condition: Condition, kind: str, pool: Pool) -> Draft 
         return None
     own = r.choice(condition.symptoms) if field == "symptoms" else condition.name
     findings = {kind: own, **dict(zip([status for status in CUES if status != kind], strange))}
-    clauses = [_clause(r, status, finding) for status, finding in findings.items()]
-    r.shuffle(clauses)
+    clauses = {finding: _clause(r, status, finding) for status, finding in findings.items()}
     return Draft(
-        context=f"note: {person(r, condition).noun}. {' '.join(clauses)}",
+        context=f"note: {person(r, condition).noun}. {_shuffled(r, clauses)}",
         query=r.choice(_STATUS).format(e=own),
-        answer=kind,
+        answer=f"{clauses[own]}: {kind}",
     )
 
 
 def _clause(r: Random, status: str, finding: str) -> str:
-    return f"{finding} {r.choice(CUES[status])}."
+    return f"{finding} {r.choice(CUES[status])}"
+
+
+def _shuffled(r: Random, clauses: dict[str, str]) -> str:
+    return " ".join(f"{clause}." for clause in r.sample(list(clauses.values()), len(clauses)))
 
 
 INFERENCE = Task(name="inference", stage="specialist", kinds=tuple(_LABELS), draft=_inference)
