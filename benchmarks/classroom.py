@@ -1,6 +1,6 @@
 """Score the classroom models and every ratio between them, and say which of the stated goals hold.
 
-    python benchmarks/classroom.py --split test --save      # the shipped models; writes data_samples/results/
+    python benchmarks/classroom.py --save                   # the shipped models; writes data_samples/results/
     python benchmarks/classroom.py --models out/seed1       # a rebuild
 
 About four minutes on two cores.
@@ -25,7 +25,7 @@ GROUPS = ("clinical", "instructions", "exam", "general", "generation", "both", "
 
 def main() -> None:
     options = arguments()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(options.threads)
     root = data_samples_root()
     folder = options.models or root / "models"
     parents = [f"classroom/{n}" if options.models is None else str(folder / n) for n in ("instruct", "clinical")]
@@ -55,6 +55,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, help="folder with base, instruct and clinical (default: the shipped)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--split", default="validation")
     parser.add_argument("--limit", type=int, help="most examples of each task")
     parser.add_argument("--store", type=Path, help="JSON lines of finished ratios, to go on after an interruption")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -107,8 +108,7 @@ def _train(
 
 def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save a bfloat16 copy; the training model keeps its precision."""
-    half = LlamaForCausalLM(model.config).to(torch.bfloat16)
-    half.load_state_dict({name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()})
+    half = copy.deepcopy(model).bfloat16()
     half.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     for path in folder.iterdir():

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from workbench.classroom.tokenizer import END, PAD
 from workbench.models import chat_prompt
 from workbench.records import Example
 
@@ -76,8 +77,8 @@ def new_model(size: ModelSize, tokenizer: PreTrainedTokenizerBase, *, seed: int)
         max_position_embeddings=size.max_position_embeddings,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.get_vocab()[END],
+        pad_token_id=tokenizer.get_vocab()[PAD],
     )
     model = LlamaForCausalLM(config)
     # On a CPU and rows of about a hundred tokens the fused kernel costs more than the plain one: half as fast again.
