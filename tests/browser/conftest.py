@@ -53,8 +53,6 @@ class Lab:
             "JUPYTER_RUNTIME_DIR": "runtime",
             "IPYTHONDIR": "ipython",
         }
-        overrides = home / "app" / "settings"
-        overrides.mkdir(parents=True)
         quiet = {
             "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
             "@jupyterlab/completer-extension:manager": {"autoCompletion": False},
@@ -94,8 +92,8 @@ class Lab:
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory):
-    """One server for all browser tests."""
+def lab(chromium, tmp_path_factory):
+    """One server for all browser tests; none is started where there is no browser."""
     server = Lab(tmp_path_factory.mktemp("lab"))
     server.wait_until_up()
     yield server

@@ -217,6 +217,17 @@ def test_the_chart_follows_the_slider_or_says_why_not(make) -> None:
     assert "curve over depth" in widget.chart.note
 
 
+def test_the_copied_recipe_holds_full_paths_and_the_shown_one_does_not(make, monkeypatch) -> None:
+    widget = make()
+    sent = []
+    monkeypatch.setattr(widget._yaml, "send", sent.append)
+    monkeypatch.setattr(MergeRecipe, "to_yaml", lambda self, *, absolute=True: f"absolute: {absolute}")
+    widget._yaml._handle_custom_msg({"kind": "copy"}, [])
+    assert sent == [{"kind": "copy", "text": "absolute: True"}]
+    widget.method.value = "slerp"
+    assert widget._yaml.text == "absolute: False"
+
+
 def test_save_writes_the_blend_and_overwrites_nothing(make, tmp_path) -> None:
     widget = make()
     target = tmp_path / "deep" / "merged"

@@ -28,7 +28,8 @@ def parent_pane(letter: str, name: str, answer: str | None, blend: str) -> str:
 
 def blend_pane(title: str, blend: str, answers: Mapping[str, str], *, writing: bool) -> str:
     """Return the blend's pane as HTML, with each word's origin once every parent has answered."""
-    foot = f"{len(blend.split())} words"
+    count = len(blend.split())
+    foot = f"{count} word" if count == 1 else f"{count} words"
     return _pane(
         "wb-pane wb-pane-blend", html.escape(title), "writing" if writing else "", blend_html(blend, answers), foot
     )

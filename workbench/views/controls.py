@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +73,11 @@ class DepthCurve(anywidget.AnyWidget):
 
 
 class CopyBox(anywidget.AnyWidget):
-    """A read-only text with a button that copies it.
+    """A read-only text with a button that copies it, or a longer form of it that no saved notebook should hold.
 
     Args:
-        text: What is shown and copied.
+        full: Called when the button is pressed, for what is copied; None copies `text`.
+        text: What is shown.
         caption: Text of the button.
         label: Accessible name of the text.
     """
@@ -86,6 +87,15 @@ class CopyBox(anywidget.AnyWidget):
     text = traitlets.Unicode().tag(sync=True)
     caption = traitlets.Unicode("Copy").tag(sync=True)
     label = traitlets.Unicode("Text to copy").tag(sync=True)
+
+    def __init__(self, full: Callable[[], str] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._full = full or (lambda: self.text)
+        self.on_msg(self._answer)
+
+    def _answer(self, _: Any, message: Any, __: Any) -> None:
+        if isinstance(message, dict) and message.get("kind") == "copy":
+            self.send({"kind": "copy", "text": self._full()})
 
 
 def share_of_second(weights: Sequence[float]) -> float:

@@ -6,6 +6,7 @@ import html
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,9 @@ class MergeSliders(widgets.VBox):
         self._link = widgets.jslink((self.weights, "position"), (self.chart, "position"))
 
     def _make_tools(self) -> None:
-        self._yaml = CopyBox(caption="Copy as mergekit YAML", label="This recipe as mergekit YAML")
+        label = "This recipe as mergekit YAML"
+        full = partial(self._yaml_text, absolute=True)
+        self._yaml = CopyBox(full, caption="Copy as mergekit YAML", label=label)
         self._table = widgets.HTML()
         self._folder = _field(widgets.Text(value="out/merged", description="A new folder for it"))
         self._save = _button("Save merged model", "Save the blend as safetensors into this folder")
@@ -261,8 +264,8 @@ class MergeSliders(widgets.VBox):
         try:
             self.live.apply(recipe)
             with self.live.generation(preview=False):
-                path = save_model(self.live.model, self.live.tokenizer, folder)
-            self._saved.value = _line(f"Saved to {path}")
+                save_model(self.live.model, self.live.tokenizer, folder)
+            self._saved.value = _line(f"Saved to {folder}")
         except Exception as error:
             self._saved.value = _line(str(error), error=True)
 
@@ -282,11 +285,14 @@ class MergeSliders(widgets.VBox):
     def _label(self) -> str:
         return f"share of {self.names[1]}"
 
+    def _yaml_text(self, *, absolute: bool) -> str:
+        return yaml_text(self.recipe, absolute=absolute)
+
     def _show_recipe(self) -> None:
         curved = self.curved.value
         self._curve_box.layout.display = "" if curved else "none"
         self.weights.disabled = curved
-        self._yaml.text = yaml_text(self.recipe)
+        self._yaml.text = self._yaml_text(absolute=False)
         self._table.value = recipe_table(self.recipe, self.names, self.live.model)
         if self.chart is None:
             return

@@ -36,10 +36,15 @@ def start_weights(recipe: Any) -> tuple[list[float], list[list[float]]]:
     return means, curves
 
 
-def yaml_text(recipe: Any) -> str:
-    """Return the recipe for mergekit, or a YAML comment that says why mergekit has no words for it."""
+def yaml_text(recipe: Any, *, absolute: bool) -> str:
+    """Return the recipe for mergekit, or a YAML comment that says why mergekit has no words for it.
+
+    Args:
+        recipe: A merge recipe.
+        absolute: Write full paths, as mergekit needs them; without them the text is for reading.
+    """
     try:
-        return recipe.to_yaml()
+        return recipe.to_yaml(absolute=absolute)
     except WorkbenchError as error:
         return f"# {error}"
 
