@@ -1,6 +1,6 @@
 """Score the classroom models and every ratio between them, and say which of the stated goals hold.
 
-    python benchmarks/classroom.py --save                   # the shipped models; writes data_samples/results/
+    python benchmarks/classroom.py --split test --save      # the shipped models; writes data_samples/results/
     python benchmarks/classroom.py --models out/seed1       # a rebuild
 
 About four minutes on two cores.

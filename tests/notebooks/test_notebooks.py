@@ -37,7 +37,7 @@ def test_runs_without_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     client.execute()
     assert all(output.output_type != "error" for output in outputs(notebook))
     bundles = [output.data for output in outputs(notebook) if "data" in output]
-    widgets = [data for data in bundles if "application/vnd.jupyter.widget-view+json" in data]
+    widgets = [data for data in bundles if data["text/plain"].startswith("MergeSliders")]
     assert widgets, "no widget was shown"
     for data in widgets:
         assert "<table>" in data["text/html"]
