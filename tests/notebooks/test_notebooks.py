@@ -61,6 +61,7 @@ def test_keeps_the_house_rules(path: Path) -> None:
     assert re.search(r"^\*\*Goal: .+\*\*$", notebook.cells[0].source, re.MULTILINE), "the goal stands in the first cell"
     assert "medical advice" in notebook.cells[0].source
     assert max(len(cell.source.splitlines()) for cell in code_cells(notebook)) <= 8
+    assert max(len(line) for cell in code_cells(notebook) for line in cell.source.splitlines()) <= 110
     assert text.count("# change me") == 2, "two exercises"
     assert "Not yet" in text
     assert "transformers.__version__" in notebook.cells[-1].source
