@@ -49,7 +49,7 @@ class DepthCurve(anywidget.AnyWidget):
     """A parent's weight over the depth of the model, as three to six points that are dragged or moved by arrow keys.
 
     Args:
-        label: The parent whose weight this is.
+        label: What is drawn, e.g. `Share of clinical`.
         points: Values from 0 to 1 at equal distances from the first layer to the last.
         step: What one press of an arrow key adds.
     """

@@ -136,11 +136,12 @@ class MergeSliders(widgets.VBox):
     def _make_controls(self, examples: Mapping[str, str], step: float) -> None:
         weights, points = start_weights(self.recipe)
         self.weights = BlendWeights(self.names, weights, step=step)
-        labels = self.names[1:] if len(self.names) == 2 else self.names
+        two = len(self.names) == 2
+        labels = [f"Share of {self.names[1]}"] if two else [f"Weight of {name}" for name in self.names]
         self.curves = [DepthCurve(label, curve, step=step) for label, curve in zip(labels, points)]
         curved = any(not isinstance(weight, float) for weight in self.recipe.weights)
         self.curved = widgets.Checkbox(value=curved, description="A curve over depth", indent=False)
-        methods = ["linear", "slerp"] if len(self.names) == 2 else ["linear"]
+        methods = ["linear", "slerp"] if two else ["linear"]
         self.method = _field(widgets.Dropdown(options=methods, value=self.recipe.method, description="Method"))
         self._prompt = _field(widgets.Textarea(description="Prompt", continuous_update=False, rows=3), grow=True)
         options = [("choose …", ""), *((_shorten(name), text) for name, text in examples.items())]
@@ -170,7 +171,7 @@ class MergeSliders(widgets.VBox):
         self._saved = widgets.HTML(_line(""))
 
     def _layout(self) -> list[widgets.Widget]:
-        title = f"<h3>A blend of {html.escape(' and '.join(self.names))}</h3>"
+        title = f"<h3>A blend of {html.escape(' and '.join([', '.join(self.names[:-1]), self.names[-1]]))}</h3>"
         self._curve_box = _box(self.curves, "wb-curves")
         settings = _box([self.method, self.curved], "wb-row")
         asking = [self._prompt, _box([self._picker, self._ask], "wb-side")]
@@ -213,6 +214,7 @@ class MergeSliders(widgets.VBox):
             except WorkbenchError as error:
                 self._failed(error)
                 return
+            self._status.value = _line("Writing …")
             self._show_recipe()
             self.refresh()
 

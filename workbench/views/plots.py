@@ -122,17 +122,25 @@ class TaskPlot(SweepPlot):
         front: What `sweep` returned; its first and last ratio stand for the two parents.
         ratio: The blend to show; the nearest measured ratio is taken.
         tasks: Scores to show; None takes every score that is one task of the classroom, or every score there is.
+        label: What the ratio is the share of; None takes the name of the second parent.
 
     Raises:
         ConfigError: `front` has not the columns of a sweep.
     """
 
-    def __init__(self, front: pd.DataFrame, ratio: float = 0.5, tasks: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        front: pd.DataFrame,
+        ratio: float = 0.5,
+        tasks: Sequence[str] | None = None,
+        *,
+        label: str | None = None,
+    ) -> None:
         ratios = ratios_of(front)
         lines = curves(front, tasks or _tasks(front))
         nearest = min(range(len(ratios)), key=lambda i: abs(ratios[i] - ratio))
         shown = sorted({0, nearest, len(ratios) - 1})
-        label = f"share of {second_parent(front)}"
+        label = label or f"share of {second_parent(front)}"
         names = [line.name.replace("_", " ") for line in lines]
         figure = go.Figure()
         for place, i in enumerate(shown):

@@ -38,7 +38,7 @@ function render({ model, el }) {
   const head = document.createElement("div");
   head.className = "wb-depth-head";
   const title = document.createElement("span");
-  title.textContent = `Share of ${model.get("label")} over depth`;
+  title.textContent = `${model.get("label")} over depth`;
   const button = (sign, name, change) => {
     const made = document.createElement("button");
     Object.assign(made, { type: "button", textContent: sign, title: name });
@@ -107,7 +107,7 @@ function render({ model, el }) {
     while (handles.childElementCount < points.length) makeHandle(handles.childElementCount);
     [...handles.children].forEach((handle, i) => {
       handle.setAttribute("transform", `translate(${x(i, points.length)} ${y(points[i])})`);
-      handle.setAttribute("aria-label", `Share of ${model.get("label")} at point ${i + 1} of ${points.length}`);
+      handle.setAttribute("aria-label", `${model.get("label")} at point ${i + 1} of ${points.length}`);
       handle.setAttribute("aria-valuenow", String(points[i]));
       handle.setAttribute("aria-valuetext", points[i].toFixed(2));
     });
