@@ -8,7 +8,10 @@ import math
 import string
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SKILLS = (
     "question_answering",
@@ -188,6 +191,23 @@ class Scores(Mapping[str, Score]):
         body = "".join(_table_row(name, score, tag) for name, score, tag in rows)
         shown = html.escape(", ".join(f"{key}: {self.settings[key]}" for key in _SHOWN if key in self.settings))
         return f"<table><caption>{shown}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RouterOutput:
+    """What a router decided: every router is an `nn.Module` whose forward returns this.
+
+    A row is a token (N = B * T, batch-major) or, where a whole sequence takes one route, a sequence (N = B).
+
+    Args:
+        router_logits: Unnormalised scores of all experts, `(N, E)`.
+        routing_weights: Weights of the chosen experts, which sum to 1, `(N, K)`.
+        selected_experts: The chosen experts, best first, `(N, K)`, int64.
+    """
+
+    router_logits: Tensor
+    routing_weights: Tensor
+    selected_experts: Tensor
 
 
 _SHOWN = ("suite", "split", "limit", "seed", "decoding", "chat_template", "too_long_skipped")

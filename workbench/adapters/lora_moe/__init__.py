@@ -1,0 +1,1 @@
+"""A mixture of LoRA experts as a PEFT method."""
