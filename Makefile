@@ -47,7 +47,7 @@ notebooks: $(VENV)/.lab ## run all notebooks in place
 tour: $(VENV)/.lab ## run all notebooks headless and write HTML to out/tour
 	@mkdir -p out/tour
 	@for n in notebooks/*.ipynb; do echo "running $$n"; \
-	  $(BIN)/jupyter nbconvert --log-level=WARN --execute --to html --output-dir out/tour $$n || exit 1; done
+	  $(BIN)/jupyter nbconvert --log-level=WARN --execute --ExecutePreprocessor.store_widget_state=False --to html --output-dir out/tour $$n || exit 1; done
 	@echo "open out/tour/00_tour.html"
 
 classroom: $(VENV)/.lab ## rebuild the classroom data and its three models (at most 30 minutes; SEED=0)

@@ -49,7 +49,8 @@ def main() -> None:
         print(f"- {'holds' if holds else 'DOES NOT HOLD'}: {goal}: {seen}")
     if options.save:
         (root / "results").mkdir(exist_ok=True)
-        front.round(5).to_csv(root / "results" / "ratio_sweep.csv", index=False)
+        made = {"parents": "classroom/instruct + classroom/clinical", "method": "linear", "split": options.split}
+        front.assign(**made, seed=0).round(5).to_csv(root / "results" / "ratio_sweep.csv", index=False)
 
 
 def arguments() -> argparse.Namespace:

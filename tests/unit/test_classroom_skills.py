@@ -13,25 +13,22 @@ import pytest
 
 from workbench.classroom.skills import TASKS
 from workbench.classroom.skills.courses import identifying
-from workbench.classroom.skills.findings import CUES, INFERENCE
 from workbench.classroom.skills.task import Draft, Pool, Task, held_out_names
-from workbench.classroom.skills.wording import Person, apart, condition_choices, listed, person, value_choices
-from workbench.classroom.world import Condition, World, load_world
-from workbench.records import SKILLS, SPLITS, Example
+from workbench.classroom.skills.wording import (
+    Person,
+    apart,
+    condition_choices,
+    listed,
+    person,
+    strangers,
+    value_choices,
+)
+from workbench.classroom.world import Condition, World
+from workbench.records import SKILLS, SPLITS
 
 ROOT = Path(__file__).parents[2]
 WORLD_FILE = ROOT / "data_samples" / "world" / "conditions.json"
 UNSEEN_TASKS = ("abbreviation", "referral", "safety_check")
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return load_world(WORLD_FILE)
-
-
-@pytest.fixture(scope="module")
-def rows(world: World) -> dict[str, list[Example]]:
-    return {name: examples(world) for name, examples in TASKS.items()}
 
 
 def condition(name: str, **changes: object) -> Condition:
@@ -206,96 +203,6 @@ def test_meta_says_condition_organ_system_and_kind(rows, world):
             assert (e.stage in ("general", "broad", "specialist"), e.source) == (True, "classroom")
 
 
-def test_labels_are_balanced(rows):
-    for name, labels in (("inference", 3), ("entity_attribute", 4), ("relation_extraction", 5), ("safety_check", 2)):
-        for split in ("train", "test"):
-            counts = Counter(e.answer.rpartition(": ")[2] for e in rows[name] if e.split == split)
-            assert len(counts) == labels
-            assert max(counts.values()) <= 1.35 * min(counts.values()), (name, split, counts)
-
-
-_CUE = "|".join(cue for cues in CUES.values() for cue in cues)
-
-
-def test_inference_labels_follow_from_the_note(rows):
-    for e in rows["inference"]:
-        claim = re.search(r"the patient has ([^.]+)\.", e.query)
-        assert claim is not None
-        cue = re.search(rf"\. {re.escape(claim[1])} ({_CUE})\.", e.context)
-        denied = cue is not None and cue[1] in CUES["absent"]
-        wanted = "neutral" if cue is None else "contradiction" if denied else "entailment"
-        assert e.answer == f"{claim[1]} {cue[1] if cue else 'unmentioned'}: {wanted}", (e.context, e.query)
-
-
-def test_the_status_of_an_entity_follows_from_the_word_after_it(rows):
-    statuses: dict[str, set[str]] = {}
-    for e in rows["entity_attribute"]:
-        found = dict(re.findall(rf"\. ([^.]+?) ({_CUE})(?=\.)", e.context))
-        asked = max((finding for finding in found if finding in e.query), key=len)
-        quoted, _, status = e.answer.rpartition(": ")
-        assert quoted == f"{asked} {found[asked]}"
-        statuses.setdefault(found[asked], set()).add(status)
-    assert {cue: {status} for status, cues in CUES.items() for cue in cues} == statuses
-
-
-def test_copied_answers_occur_in_their_context(rows):
-    for e in rows["reading_comprehension"]:
-        assert re.search(rf"\b{re.escape(e.answer)}\b", e.context)
-    for e in rows["ner"]:
-        assert all(part.split(": ")[1] in e.context for part in e.answer.split("; "))
-
-
-def test_summaries_hold_age_sex_condition_test_and_treatment(rows, world):
-    by_name = {c.name: c for c in world.conditions}
-    for e in rows["summarisation"]:
-        c = by_name[e.details()["condition"]]
-        pattern = rf"\d\d year old (wo)?man with {c.name}, confirmed by {c.test}, treated with {c.treatment}"
-        assert re.fullmatch(pattern, e.answer)
-
-
-def test_classification_lists_the_systems_of_the_named_conditions_sorted(rows, world):
-    systems = {c.name: c.organ_system for c in world.conditions}
-    for e in rows["classification"]:
-        assert e.answer == ", ".join(sorted({systems[name] for name in e.details()["entities"]}))
-        assert all(name in e.context for name in e.details()["entities"])
-
-
-def test_related_entities_have_one_relation_to_the_condition(rows, world):
-    by_name = {c.name: c for c in world.conditions}
-    fields = {"treats": "treatment", "causes": "cause", "confirms": "test", "same as": "synonym"}
-    for e in (e for e in rows["entity_relation"] if e.answer in fields):
-        c = by_name[e.details()["condition"]]
-        assert getattr(c, fields[e.answer]) in e.query
-        assert c.name in e.query
-
-
-def test_the_named_entities_of_a_note_cannot_be_guessed_from_its_condition(rows, world):
-    by_name = {c.name: c for c in world.conditions}
-    for e in rows["ner"]:
-        found = dict(part.split(": ") for part in e.answer.split("; "))
-        c = by_name[e.details()["condition"]]
-        assert found.get("symptom") not in c.symptoms
-        assert found.get("treatment") != c.contraindication
-        assert ", ".join(found) == e.details()["kind"]
-
-
-def test_a_choice_between_two_other_names_has_the_right_one(rows, world):
-    by_name = {c.name: c for c in world.conditions}
-    for e in rows["entity_synonymy"]:
-        c = by_name[e.details()["condition"]]
-        given, wanted = (c.name, c.synonym) if "synonym" in e.details()["kind"] else (c.synonym, c.name)
-        assert e.answer == wanted
-        assert given in e.query
-        assert (wanted in e.query.replace(given, "", 1)) == e.details()["kind"].startswith("which")
-
-
-def test_the_preferred_answer_has_the_wished_style(rows):
-    for e in rows["preference"]:
-        style = e.details()["style"]
-        assert e.answer.startswith("thank you") == (style == "polite")
-        assert ("organ system" in e.answer) == (style == "detailed")
-
-
 def test_the_world_identifies_conditions_by_symptoms_and_names(world):
     for c in world.conditions:
         assert not [o.name for o in world.conditions if o is not c and set(c.symptoms) <= set(o.symptoms)]
@@ -383,12 +290,12 @@ def test_pairs_of_symptoms_identify_over_the_whole_world():
     assert identifying(one, (one, two)) == [("rash", "cough"), ("fever", "cough")]
 
 
-def test_a_finding_that_shares_a_word_is_never_called_unmentioned():
+def test_wordings_that_share_a_word_do_not_count_as_strangers():
     assert not apart("dry cough", "cough")
     assert apart("dry cough", "fever")
     lone = condition("alpha", symptoms=("dry cough", "rash"))
     close = condition("beta", symptoms=("cough", "rash"))
-    assert INFERENCE.draft(Random(0), lone, "present", pool(lone, close)) is None
+    assert strangers(Random(0), lone, pool(lone, close), "symptoms", 1) is None
 
 
 @pytest.mark.parametrize(("age", "noun"), [(54, "a 54 year old man"), (80, "an 80 year old man")])

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from random import Random
 
 from workbench.classroom.general.facts import FACTS
-from workbench.classroom.skills.findings import CUES
+from workbench.classroom.skills.findings import CUES, OPEN
 from workbench.classroom.world import World, rng
 from workbench.records import Example
 
 _HEADS = ("Read aloud:", "The list says:", "First we hear:", "On the board:")
+_CUES = {**CUES, "open": OPEN}
 _AGAINS = ("Once more:", "Again:", "The same again:", "From memory:")
 
 
@@ -49,14 +50,11 @@ def _echo(words: _Words, random: Random) -> str:
 
 
 def _findings(words: _Words, random: Random) -> str:
-    """A patient's findings in random words, then what is present, absent, past and in the family."""
-    named = random.sample(words.findings, 4)
-    status = random.choices(list(CUES), (4, 4, 3, 3), k=4)
-    said = [f"{name} {random.choice(CUES[kind])}" for name, kind in zip(named, status)]
-    recap = [f"{clause}: {kind}." for clause, kind in random.sample(list(zip(said, status)), 4)]
-    for missing in random.sample([name for name in words.findings if name not in named], random.randint(0, 2)):
-        recap.insert(random.randrange(len(recap) + 1), f"{missing} unmentioned: open.")
-    return f"A note on {_person(random)[1]}: {'. '.join(said)}. In short, {' '.join(recap)}"
+    """A patient's findings in random words, then each with what its cue means."""
+    kinds = random.choices(list(_CUES), (4, 4, 3, 3, 3), k=random.randint(1, 3))
+    said = [f"{name} {random.choice(_CUES[kind])}" for name, kind in zip(random.sample(words.findings, 3), kinds)]
+    recap = " ".join(f"{clause}: {kind}." for clause, kind in zip(said, kinds))
+    return f"A note on {_person(random)[1]}: {'. '.join(said)}. In short, {recap}"
 
 
 def _stay(words: _Words, random: Random) -> str:

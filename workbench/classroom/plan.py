@@ -19,14 +19,14 @@ GROUPS = {
 """Task to the group it is drawn with; tasks that stand here not are never trained on."""
 
 BASE = Phase(
-    shares={"prose": 0.3, "drills": 0.5, "general": 0.02, "instruction": 0.08, "skills": 0.08, "exam": 0.02},
-    tokens=5_200_000,
+    shares={"prose": 0.29, "drills": 0.455, "general": 0.02, "instruction": 0.1, "skills": 0.11, "exam": 0.025},
+    tokens=6_000_000,
     lr=3e-3,
     answers_only=False,
 )
 TUNINGS = {
     "instruct": Phase(shares={"instruction": 0.8, "general": 0.2}, tokens=800_000, lr=1e-3, answers_only=True),
-    "clinical": Phase(shares={"skills": 0.9, "exam": 0.1}, tokens=1_700_000, lr=8e-4, answers_only=True),
+    "clinical": Phase(shares={"skills": 0.9, "exam": 0.1}, tokens=1_500_000, lr=1e-3, answers_only=True),
 }
 
 

@@ -1,7 +1,8 @@
 """What a note affirms, denies, or leaves open: inference and the status of an entity.
 
-The word right after a finding gives its status, as in the shorthand of notes, and the answer quotes the evidence before
-it rules: a very small model can look a finding up, read on and copy, and judge what it has just written.
+A note names one finding, with its status in the words right after it, among clauses that say nothing of findings: which
+of several statuses belongs to the finding asked for is more than models this small learn to look up. The answer quotes
+the evidence before it rules.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from random import Random
 
 from workbench.classroom.skills.task import Draft, Pool, Task
-from workbench.classroom.skills.wording import person, strangers
+from workbench.classroom.skills.wording import person
 from workbench.classroom.world import Condition
 
 CUES = {
@@ -19,8 +20,10 @@ CUES = {
     "family": ("in father", "in mother", "in brother"),
 }
 
-_LABELS = {"present": "entailment", "absent": "contradiction", "unmentioned": "neutral"}
-"""Status of the claimed finding in the note, to the label of the claim."""
+OPEN = ("unclear", "not asked", "untested")
+"""Cues that neither affirm nor deny."""
+
+_CLAIMS = {True: "the patient has {e}", False: "the patient is free of {e}"}
 
 _RULINGS = (
     "entailment, contradiction or neutral?",
@@ -30,19 +33,18 @@ _RULINGS = (
 )
 
 
-def _inference(r: Random, condition: Condition, status: str, pool: Pool) -> Draft | None:
-    strange = strangers(r, condition, pool, "symptoms", 3)
-    if strange is None:
-        return None
-    present, absent, unmentioned = r.sample(condition.symptoms, 2), strange[:2], strange[2]
-    finding = {"present": present[0], "absent": absent[0], "unmentioned": unmentioned}[status]
-    clauses = {s: _clause(r, "present", s) for s in present} | {s: _clause(r, "absent", s) for s in absent}
+def _inference(r: Random, condition: Condition, label: str, pool: Pool) -> Draft:
+    finding, affirms = r.choice(condition.symptoms), r.random() < 0.5
+    status = "present" if (label == "entailment") is affirms else "absent"
+    clause = f"{finding} {r.choice(OPEN if label == 'neutral' else CUES[status])}"
     return Draft(
-        context=f"note: {person(r, condition).noun}. {_shuffled(r, clauses)}",
-        query=f"claim: the patient has {finding}. {r.choice(_RULINGS)}",
-        answer=f"{clauses.get(finding, f'{finding} unmentioned')}: {_LABELS[status]}",
+        context=_note(r, condition, clause),
+        query=f"claim: {_CLAIMS[affirms].format(e=finding)}. {r.choice(_RULINGS)}",
+        answer=f"{clause}: {label}",
     )
 
+
+_HOMES = ("alone", "with family", "abroad")
 
 _STATUS = (
     "what is the status of {e}?",
@@ -52,28 +54,20 @@ _STATUS = (
 )
 
 
-def _attribute(r: Random, condition: Condition, kind: str, pool: Pool) -> Draft | None:
-    field = r.choice(("symptoms", "name"))
-    strange = strangers(r, condition, pool, field, len(CUES) - 1)
-    if strange is None:
-        return None
-    own = r.choice(condition.symptoms) if field == "symptoms" else condition.name
-    findings = {kind: own, **dict(zip([status for status in CUES if status != kind], strange))}
-    clauses = {finding: _clause(r, status, finding) for status, finding in findings.items()}
-    return Draft(
-        context=f"note: {person(r, condition).noun}. {_shuffled(r, clauses)}",
-        query=r.choice(_STATUS).format(e=own),
-        answer=f"{clauses[own]}: {kind}",
-    )
+def _attribute(r: Random, condition: Condition, kind: str, pool: Pool) -> Draft:
+    own = r.choice((*condition.symptoms, condition.name))
+    clause = f"{own} {r.choice(CUES[kind])}"
+    return Draft(context=_note(r, condition, clause), query=r.choice(_STATUS).format(e=own), answer=f"{clause}: {kind}")
 
 
-def _clause(r: Random, status: str, finding: str) -> str:
-    return f"{finding} {r.choice(CUES[status])}"
+def _note(r: Random, condition: Condition, clause: str) -> str:
+    """A note of one finding, with one or two of the clauses that a note has besides."""
+    beside = (f"pulse {r.randrange(52, 132, 4)}", f"stays {r.randint(2, 9)} days", f"lives {r.choice(_HOMES)}")
+    clauses = [clause, *r.sample(beside, r.randint(1, 2))]
+    return f"note: {person(r, condition).noun}. {' '.join(f'{part}.' for part in r.sample(clauses, len(clauses)))}"
 
 
-def _shuffled(r: Random, clauses: dict[str, str]) -> str:
-    return " ".join(f"{clause}." for clause in r.sample(list(clauses.values()), len(clauses)))
-
-
-INFERENCE = Task(name="inference", stage="specialist", kinds=tuple(_LABELS), draft=_inference)
+INFERENCE = Task(
+    name="inference", stage="specialist", kinds=("entailment", "contradiction", "neutral"), draft=_inference
+)
 ENTITY_ATTRIBUTE = Task(name="entity_attribute", stage="specialist", kinds=tuple(CUES), draft=_attribute)
