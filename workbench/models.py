@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from workbench.errors import ConfigError, ModelError, WorkbenchWarning
-from workbench.paths import data_samples_root
+from workbench.paths import data_samples_root, read_json_object
 
 CLASSROOM_MODELS = ("base", "instruct", "clinical")
 
@@ -245,12 +245,7 @@ def _open_config(folder: Path, name: str | Path) -> Any:
         )
     if not path.is_file():
         raise ModelError(f"{str(name)!r} has no config.json. A model folder holds one; check the path.")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not readable JSON ({error}). Copy or download it again.") from error
-    if not isinstance(raw, dict):
-        raise ModelError(f"{path} holds a {type(raw).__name__}, not an object. Copy or download it again.")
+    raw = read_json_object(path)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:

@@ -1,6 +1,10 @@
-"""Where the shipped data lies; standard library only."""
+"""Where the shipped data lies, and how a model's JSON files are read; standard library only."""
 
+import json
 from pathlib import Path
+from typing import Any
+
+from workbench.errors import ModelError
 
 
 def data_samples_root() -> Path:
@@ -17,3 +21,18 @@ def data_samples_root() -> Path:
         f"No data_samples folder in {package} or beside it. The classroom ships with the package; "
         "install the wheel or clone the whole repository."
     )
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object that a file of a model or adapter holds.
+
+    Raises:
+        ModelError: The file is no readable JSON, or holds something other than an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not readable JSON ({error}). Copy or download it again.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds a {type(value).__name__}, not an object. Copy or download it again.")
+    return value

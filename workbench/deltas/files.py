@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from workbench.errors import ModelError
+from workbench.paths import read_json_object
 
 KINDS = ("LORA", "ADALORA")
 
@@ -54,13 +54,7 @@ def _open_config(folder: Path) -> dict[str, Any]:
             f"{str(folder)!r} has no adapter_config.json; an adapter's folder holds one, as PEFT's save_pretrained "
             f"writes it.{whole or ' Check the path.'}"
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not readable JSON ({error}). Copy or download it again.") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} holds a {type(config).__name__}, not an object. Copy or download it again.")
-    return config
+    return read_json_object(path)
 
 
 def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:
