@@ -15,7 +15,7 @@ LIBRARY = ROOT / "workbench"
 LAYERS = {
     "records": 0,
     "errors": 0,
-    "paths": 0,
+    "paths": 1,
     "ops": 1,
     "models": 2,
     "data": 2,
