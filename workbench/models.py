@@ -81,6 +81,25 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     return _open_tokenizer(_local_folder(name), name)
 
 
+def open_folder(name: str | Path) -> tuple[Path, Any]:
+    """Find a model's files, fetched if need be, and look at them without loading the weights.
+
+    Args:
+        name: As in `load_model`.
+
+    Returns:
+        The folder, and its transformers configuration.
+
+    Raises:
+        ModelError: The model is missing, has only pickled weights, is damaged or incomplete, or has an architecture
+            that transformers does not know or that needs its own code.
+    """
+    folder = _local_folder(name)
+    config = _open_config(folder, name)
+    _check_weights(folder, name)
+    return folder, config
+
+
 def load_model(
     name: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -104,9 +123,7 @@ def load_model(
     """
     device = _choose_device(device)
     dtype = _choose_dtype(dtype, device)
-    folder = _local_folder(name)
-    config = _open_config(folder, name)
-    _check_weights(folder, name)
+    folder, config = open_folder(name)
     tokenizer = _open_tokenizer(folder, name)
     model = _open_model(folder, name, config, device, dtype)
     rows = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore[reportIndexIssue]

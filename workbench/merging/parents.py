@@ -55,7 +55,7 @@ def check_fit(parents: Mapping[str, PreTrainedModel]) -> None:
     for name, model in others:
         _check_architecture(first_name, first, name, model)
         _check_tensors(first_name, first, name, model)
-        _check_settings(first_name, first.config, name, model.config)
+        check_settings(first_name, first.config, name, model.config)
 
 
 def _check_architecture(first_name: str, first: PreTrainedModel, name: str, model: PreTrainedModel) -> None:
@@ -101,7 +101,12 @@ def _check_tensors(first_name: str, first: PreTrainedModel, name: str, model: Pr
         )
 
 
-def _check_settings(first_name: str, first: PretrainedConfig, name: str, config: PretrainedConfig) -> None:
+def check_settings(first_name: str, first: PretrainedConfig, name: str, config: PretrainedConfig) -> None:
+    """Compare the settings under which two models compute with their weights.
+
+    Raises:
+        MergeError: One differs that changes what the same weights compute; the message names it with both values.
+    """
     general = PretrainedConfig().to_dict()
     mine, theirs = first.to_dict(), config.to_dict()
     for key in type(first)().to_dict():
