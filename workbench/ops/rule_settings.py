@@ -1,0 +1,216 @@
+"""What a merge rule can be told, and what each rule asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from workbench.errors import ConfigError
+
+Trim = Literal["none", "magnitude", "random", "della", "outliers"]
+
+SEMANTICS = ("paper", "mergekit", "peft")
+_IN_PEFT = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What one merge method is made of.
+
+    Args:
+        fewest: Fewest parents, the base not counted.
+        most: Most parents; None where there is no upper end.
+        base: Whether a base is `"required"`, `"optional"` or `"unused"`.
+        trim: How entries of the task vectors are chosen.
+        elect: A sign is elected at every entry, and only what agrees with it is merged.
+        normalise: The method's habit where the settings leave it open.
+        weighted: The method reads the weights.
+        options: Fields of `RuleSettings` that the method reads besides weights, name and semantics.
+    """
+
+    fewest: int = 1
+    most: int | None = None
+    base: Literal["required", "optional", "unused"] = "required"
+    trim: Trim = "none"
+    elect: bool = False
+    normalise: bool = False
+    weighted: bool = True
+    options: frozenset[str] = frozenset()
+
+    @property
+    def sparse(self) -> bool:
+        """True for the methods that merge trimmed task vectors: TIES, DARE, DELLA and breadcrumbs."""
+        return self.trim != "none"
+
+
+def _task_vectors(trim: Trim, *, elect: bool = False, normalise: bool = False) -> Rule:
+    extra = {"magnitude": {"threshold"}, "random": {"seed"}, "della": {"seed", "epsilon"}, "outliers": {"gamma"}}
+    options = frozenset({"density", "lambda_", "normalise", "rescale"} | extra[trim])
+    return Rule(trim=trim, elect=elect, normalise=normalise, options=options)
+
+
+RULES = {
+    "linear": Rule(base="unused", normalise=True, options=frozenset({"normalise"})),
+    "slerp": Rule(fewest=2, most=2, base="unused", options=frozenset({"t"})),
+    "nuslerp": Rule(fewest=2, most=2, base="optional", options=frozenset({"t"})),
+    "multislerp": Rule(base="optional", normalise=True, options=frozenset({"normalise"})),
+    "karcher": Rule(base="unused", normalise=True),
+    "task_arithmetic": Rule(options=frozenset({"lambda_", "normalise"})),
+    "ties": _task_vectors("magnitude", elect=True, normalise=True),
+    "dare_linear": _task_vectors("random"),
+    "dare_ties": _task_vectors("random", elect=True),
+    "della": _task_vectors("della", elect=True, normalise=True),
+    "della_linear": _task_vectors("della"),
+    "breadcrumbs": _task_vectors("outliers"),
+    "breadcrumbs_ties": _task_vectors("outliers", elect=True),
+    "model_stock": Rule(fewest=2, weighted=False),
+    "sce": Rule(elect=True, weighted=False, options=frozenset({"select_topk"})),
+    "nearswap": Rule(most=1, weighted=False, options=frozenset({"t"})),
+    "arcee_fusion": Rule(most=1, weighted=False),
+}
+"""Every merge method by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleSettings:
+    """Settings of a merge rule for one tensor.
+
+    Args:
+        weights: w_i, one number per parent (the base is no parent).
+        density: The share of each task vector's entries that is kept, 0 to 1, one per parent; None keeps all.
+        gamma: Breadcrumbs: the share of the largest entries that is dropped, 0 to 1.
+        epsilon: DELLA: how far the keep-probability moves with the magnitude, at least 0.
+        lambda_: Factor of the merged task vector.
+        normalise: Divide by the sum of the weights (or the count, see `ops.rules`); None is the method's habit.
+        rescale: Make up for dropped entries by a factor; None is the method's habit.
+        t: `slerp`, `nuslerp`: place on the path, None for w_2 / (w_1 + w_2). `nearswap`: the difference up to which
+            an entry is swapped, which it needs.
+        select_topk: `sce`: the share of entries of largest variance that is merged, 0 to 1.
+        threshold: TIES with `semantics="paper"`: the magnitude from which entries are kept, one per parent, as
+            `whole_model_threshold` finds it; None trims each tensor by itself.
+        seed: Seed of the random masks, together with the tensor's name and the parent's index.
+        name: The tensor's name.
+        semantics: Whose rule counts where paper, mergekit and PEFT differ; see `ops.rules`.
+
+    Raises:
+        ConfigError: A field breaks one of these rules.
+    """
+
+    weights: Sequence[float]
+    density: Sequence[float] | None = None
+    gamma: float = 0.01
+    epsilon: float = 0.15
+    lambda_: float = 1.0
+    normalise: bool | None = None
+    rescale: bool | None = None
+    t: float | None = None
+    select_topk: float = 1.0
+    threshold: Sequence[float] | None = None
+    seed: int = 0
+    name: str = ""
+    semantics: Literal["paper", "mergekit", "peft"] = "mergekit"
+
+    def __post_init__(self):
+        for field in ("weights", "density", "threshold"):
+            if (values := getattr(self, field)) is not None:
+                object.__setattr__(self, field, self._numbers(field, values))
+        _check_shares("density", self.density or ())
+        for field in ("gamma", "select_topk"):
+            _check_shares(field, (getattr(self, field),))
+        for field in ("epsilon", "lambda_", "t"):
+            if (value := getattr(self, field)) is not None and not math.isfinite(value):
+                raise ConfigError(f"{field}={value!r}; it is a finite number. Give one.")
+        if self.epsilon < 0:
+            raise ConfigError(f"epsilon={self.epsilon!r}; it is at least 0. Give 0 for no pull by magnitude.")
+        if type(self.seed) is not int:
+            raise ConfigError(f"seed={self.seed!r}; it is a whole number. Give an int.")
+        if self.semantics not in SEMANTICS:
+            raise ConfigError(f"semantics={self.semantics!r}; it is one of {', '.join(SEMANTICS)}. Use one of these.")
+
+    def _numbers(self, field: str, values: Sequence[float]) -> tuple[float, ...]:
+        numbers = tuple(float(value) for value in values)
+        if not numbers or len(numbers) != len(self.weights) or not all(map(math.isfinite, numbers)):
+            raise ConfigError(
+                f"{field}={list(numbers)} for {len(self.weights)} weights; it holds one finite number per parent. "
+                "Give one for each."
+            )
+        return numbers
+
+    def density_of(self, parent: int) -> float:
+        """Return the density of one parent's task vector."""
+        return 1.0 if self.density is None else self.density[parent]
+
+
+def _check_shares(field: str, values: Sequence[float]) -> None:
+    for value in values:
+        if not 0.0 <= value <= 1.0:
+            raise ConfigError(f"{field}={value!r}; it is a share of the entries, from 0 to 1. Give one in that range.")
+
+
+def check_rule(method: str, settings: RuleSettings, *, parents: int, base: bool) -> Rule:
+    """Return the rule of a method, after checking that the settings, the parents and the base fit it.
+
+    Args:
+        method: A key of `RULES`.
+        settings: What the rule is told.
+        parents: How many parents there are, the base not counted.
+        base: Whether there is a base.
+
+    Raises:
+        ConfigError: The method is unknown; it takes another number of parents, or weights of another number are
+            given; a base is missing; `nearswap` has no `t`; DELLA's probabilities leave (0, 1); a weighted mean is
+            asked of weights that sum to 0; or the semantics do not know the method or the option.
+    """
+    if method not in RULES:
+        raise ConfigError(f"method={method!r}; known methods are {', '.join(RULES)}. Use one of these.")
+    rule = RULES[method]
+    if parents < rule.fewest or (rule.most is not None and parents > rule.most) or parents != len(settings.weights):
+        wanted = f"exactly {rule.most}" if rule.most == rule.fewest else f"at least {rule.fewest}"
+        raise ConfigError(
+            f"{parents} parents and {len(settings.weights)} weights; {method} merges {wanted} besides the base, with "
+            "one weight each. Change the list of parents or the weights."
+        )
+    if rule.base == "required" and not base:
+        raise ConfigError(f"{method} has no base; it merges what parents add to one. Give the model they come from.")
+    _check_options(method, rule, settings)
+    return rule
+
+
+def _check_options(method: str, rule: Rule, settings: RuleSettings) -> None:
+    if settings.semantics == "peft" and method not in _IN_PEFT:
+        raise ConfigError(f"semantics='peft' with {method}; PEFT has only {', '.join(_IN_PEFT)}. Use 'mergekit'.")
+    if settings.threshold is not None and (settings.semantics != "paper" or method != "ties"):
+        raise ConfigError("threshold is for method='ties' with semantics='paper', which trims over the whole model.")
+    if settings.rescale and settings.semantics != "mergekit" and rule.trim in ("magnitude", "outliers"):
+        raise ConfigError(
+            f"rescale=True with {method} and semantics={settings.semantics!r}, which has no such factor. "
+            "Leave it out, or use semantics='mergekit'."
+        )
+    if method == "nearswap" and (settings.t is None or settings.t < 0):
+        raise ConfigError(f"nearswap with t={settings.t!r}; it swaps entries that differ by less. Give a t above 0.")
+    if rule.trim == "della":
+        _check_della(settings)
+    if _divides_by_weights(rule, settings):
+        total, size = math.fsum(settings.weights), math.fsum(map(abs, settings.weights))
+        if abs(total) <= 1e-6 * size:
+            raise ConfigError(
+                f"weights={list(settings.weights)} sum to {total:g}, by which {method} divides. "
+                "Give weights whose sum is not 0, or set normalise=False where the method has it."
+            )
+
+
+def _check_della(settings: RuleSettings) -> None:
+    spread = settings.epsilon if settings.semantics == "mergekit" else settings.epsilon / 2
+    for density in settings.density or ():
+        if 0 < density < 1 and not (density - spread > 0 and density + spread < 1):
+            raise ConfigError(
+                f"density={density:g} with epsilon={settings.epsilon:g}: probabilities run from "
+                f"{density - spread:g} to {density + spread:g} and must lie between 0 and 1. Lower epsilon."
+            )
+
+
+def _divides_by_weights(rule: Rule, settings: RuleSettings) -> bool:
+    normalise = rule.normalise if settings.normalise is None else settings.normalise
+    return normalise and not rule.elect
