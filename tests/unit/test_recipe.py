@@ -54,7 +54,7 @@ def test_ratio_is_the_second_parents_share():
         ({"parents": "a"}, r"parents='a'; they are a list of model names\. Put the name into a list"),
         ({"parents": ["a", "a"]}, r"parents=\['a', 'a'\]; they are a list of different model names"),
         ({"parents": []}, r"parents=\[\]"),
-        ({"method": "magic"}, r"method='magic'; known methods are linear, slerp\. Use one of these"),
+        ({"method": "magic"}, r"method='magic'; known methods are linear, slerp, nuslerp, .*arcee_fusion\. Use one of these"),
         ({"parents": ["a", "b", "c"]}, r"3 parents .*; slerp merges exactly 2\. Change the list, or use"),
         ({"weights": [1, 2, 3]}, r"weights=\[1, 2, 3\] for 2 parents; they are a list with one weight per parent"),
         ({"weights": 0.5}, r"weights=0\.5 for 2 parents"),
@@ -262,7 +262,7 @@ def test_a_models_own_filters_go_before_the_common_setting():
     [
         (": :", r"The text is not YAML|a mergekit configuration has"),
         ("hello", r"The text is 'hello'; a mergekit configuration has merge_method"),
-        ("merge_method: ties", r"merge_method: 'ties'; known methods are linear, slerp"),
+        ("merge_method: magic", r"merge_method: 'magic'; known methods are linear, slerp, nuslerp"),
         ("{merge_method: linear, tokenizer_source: union}", r"'tokenizer_source' at the top has no place in a recipe"),
         (
             "{merge_method: linear, parameters: {int8_mask: true}, models: [{model: a}]}",

@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from workbench.errors import ConfigError
-from workbench.merging.recipe import METHODS, MergeRecipe, ratio_weights
+from workbench.merging.recipe import METHODS, SHARED, WITHOUT_WEIGHTS, MergeRecipe, options_of, ratio_weights
 from workbench.merging.weights import DEFAULT, Curve, Filters, Weight, curve_at
+from workbench.ops.rule_settings import RuleSettings
 
 _KEYS = {"merge_method", "models", "slices", "base_model", "parameters", "dtype"}
-_OF_THE_MERGE = {"linear": {"weight", "normalize"}, "slerp": {"t"}}
-_OF_A_MODEL = {"linear": {"weight"}, "slerp": set[str]()}
+_NAMES = {"normalise": "normalize", "rescale": "rescale", "lambda_": "lambda"} | {
+    name: name for name in ("gamma", "epsilon", "t", "select_topk")
+}
+"""Our settings of a whole merge, and what mergekit calls them."""
+_OF_ONE_MODEL = ("gamma", "epsilon")
+"""Settings that mergekit also takes for single models, while a recipe has one value."""
 
 Input = tuple[str, Mapping[str, Any]]
 
 
 def write_yaml(recipe: MergeRecipe, *, absolute: bool) -> str:
     """Return the mergekit configuration of a recipe; see `MergeRecipe.to_yaml`."""
-    names = [_absolute(name) if absolute else name for name in recipe.parents]
+    _check_expressible(recipe)
+    place = _absolute if absolute else str
+    names = [_reference(name, recipe.base, place) for name in recipe.parents]
     inputs: list[dict[str, Any]] = [{"model": name} for name in names]
-    config: dict[str, Any] = {"merge_method": recipe.method}
-    shared: dict[str, Any] = {}
-    weights: Sequence[Weight] = recipe.weights or ()
+    base = names[0] if recipe.method == "slerp" else recipe.base and place(recipe.base)
+    config: dict[str, Any] = {"merge_method": recipe.method} | ({"base_model": base} if base else {})
+    settings = ((ours, theirs, getattr(recipe, ours)) for ours, theirs in _names(recipe.method).items())
+    shared = {theirs: _setting(value) for _, theirs, value in settings if value is not None}
+    own: dict[str, Sequence[Weight]] = {}
     if recipe.method == "slerp":
-        config["base_model"] = names[0]
-        shared["t"] = _setting(share(*weights))
-    else:
-        for entry, weight in zip(inputs, weights):
-            entry["parameters"] = {"weight": _setting(weight)}
-    if recipe.normalise is not None:
-        shared["normalize"] = recipe.normalise
+        shared["t"] = _setting(share(*recipe.weights or ()))
+    elif recipe.method not in WITHOUT_WEIGHTS:
+        own["weight"] = recipe.weights or ()
+    if recipe.density is not None:
+        own["density"] = recipe.density
+    for index, entry in enumerate(inputs if own else ()):
+        entry["parameters"] = {key: _setting(values[index]) for key, values in own.items()}
     if recipe.num_layers is None:
         config["models"] = inputs
     else:
@@ -46,6 +55,30 @@ def write_yaml(recipe: MergeRecipe, *, absolute: bool) -> str:
     return yaml.safe_dump(config, sort_keys=False, default_flow_style=None, allow_unicode=True)
 
 
+def _check_expressible(recipe: MergeRecipe) -> None:
+    if recipe.semantics != "mergekit":
+        raise ConfigError(
+            f"semantics={recipe.semantics!r}; a mergekit configuration is merged by mergekit's rules. "
+            "Use semantics='mergekit', or keep the recipe as JSON."
+        )
+    if recipe.seed:
+        raise ConfigError(
+            f"seed={recipe.seed}; a mergekit configuration holds none, and mergekit draws other masks. Write it with "
+            "seed=0 and pass --random-seed to mergekit, or keep the recipe as JSON."
+        )
+
+
+def _names(method: str) -> dict[str, str]:
+    names = {ours: theirs for ours, theirs in _NAMES.items() if ours in options_of(method)}
+    return names | ({"normalise": "normalize_weights"} if method == "multislerp" else {})
+
+
+def _reference(name: str, base: str | None, place: Callable[[str], str]) -> str:
+    # mergekit's way of writing an adapter on its base.
+    adapter = (Path(name).expanduser() / "adapter_config.json").is_file()
+    return f"{place(base)}+{place(name)}" if adapter and base else place(name)
+
+
 def _absolute(name: str) -> str:
     from workbench.models import model_folder
 
@@ -53,7 +86,7 @@ def _absolute(name: str) -> str:
     return str(place.resolve()) if isinstance(place, Path) else place
 
 
-def _setting(weight: Weight) -> Any:
+def _setting(weight: Weight | bool) -> Any:
     if not isinstance(weight, Filters):
         return list(weight) if isinstance(weight, tuple) else weight
     *entries, (_, default) = weight.entries
@@ -106,21 +139,49 @@ def read_yaml(text: str) -> dict[str, Any]:
         raise ConfigError(f"merge_method: {method!r}; known methods are {', '.join(METHODS)}. Use one of these.")
     _only(config, _KEYS, "at the top")
     inputs, scopes, num_layers = _inputs(config)
+    names = _names(method)
+    own = ({"weight"} if method not in (*WITHOUT_WEIGHTS, "slerp") else set[str]()) | (
+        {"density", *_OF_ONE_MODEL} & options_of(method)
+    )
+    known = own | set(names.values()) | ({"t"} if method == "slerp" else set())
     for scope in scopes:
-        _only(scope, _OF_THE_MERGE[method], f"among the parameters of {method}")
-    for name, own in inputs:
-        _only(own, _OF_A_MODEL[method], f"among the parameters of {name}")
-    inputs = _base_first(inputs, config.get("base_model"), required=method == "slerp")
+        _only(scope, known, f"among the parameters of {method}")
+    for name, given in inputs:
+        _only(given, own, f"among the parameters of {name}")
+    inputs, base = _base_apart(inputs, config.get("base_model"), method)
     fields: dict[str, Any] = {
         "parents": [name for name, _ in inputs],
         "method": method,
-        "normalise": next((scope["normalize"] for scope in scopes if "normalize" in scope), None),
+        "base": base,
         "dtype": config.get("dtype"),
         "num_layers": num_layers,
     }
+    for ours, theirs in names.items():
+        fields[ours] = _shared(ours, theirs, inputs, scopes)
+    if "density" in own and any("density" in scope for scope in (*scopes, *(given for _, given in inputs))):
+        fields["density"] = [_resolve("density", [given, *scopes], name, 1.0) for name, given in inputs]
     if method == "slerp":
         return fields | {"weights": ratio_weights(_resolve("t", scopes, "the merge"))}
-    return fields | {"weights": [_resolve("weight", [own, *scopes], name) for name, own in inputs]}
+    if "weight" in own:
+        fields["weights"] = [_resolve("weight", [given, *scopes], name) for name, given in inputs]
+    return fields
+
+
+def _shared(ours: str, theirs: str, inputs: Sequence[Input], scopes: Sequence[Mapping[str, Any]]) -> Any:
+    """Return one setting of the whole merge, or None where the configuration does not have it."""
+    if ours not in SHARED:
+        return next((scope[theirs] for scope in scopes if theirs in scope), None)
+    owners = [given for _, given in inputs] if ours in _OF_ONE_MODEL else [{}]
+    if not any(theirs in scope for scope in (*scopes, *owners)):
+        return None
+    default = getattr(RuleSettings, ours)
+    first, *others = [_resolve(theirs, [given, *scopes], "the merge", default) for given in owners]
+    if any(other != first for other in others):
+        raise ConfigError(
+            f"{theirs!r} differs between the models ({first!r} and {others[-1]!r}); a recipe has one for all. Give "
+            "them the same."
+        )
+    return first
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -186,16 +247,22 @@ def _input(entry: Any, known: set[str]) -> Input:
     return entry["model"], entry.get("parameters") or {}
 
 
-def _base_first(inputs: list[Input], base: Any, *, required: bool) -> list[Input]:
-    if base is None and not required:
-        return inputs
-    if not isinstance(base, str):
+def _base_apart(inputs: list[Input], base: Any, method: str) -> tuple[list[Input], str | None]:
+    """Take the base out of the inputs, for slerp put it first, and read `base+adapter` as the adapter."""
+    uses = METHODS[method].base
+    if method == "slerp" and not isinstance(base, str):
         raise ConfigError(f"base_model: {base!r}; slerp starts from its base_model. Name one of the two models.")
-    own = [entry for entry in inputs if entry[0] == base] or [(base, {})]
-    return [*own, *(entry for entry in inputs if entry[0] != base)]
+    others = [entry for entry in inputs if entry[0] != base]
+    if method == "slerp":
+        return [*([entry for entry in inputs if entry[0] == base] or [(base, {})]), *others], None
+    if uses == "unused":
+        # Without a base of its own the method merges the base model like any other, if it is listed.
+        return inputs, None
+    adapters = [(name.removeprefix(f"{base}+"), given) for name, given in others]
+    return adapters, base
 
 
-def _resolve(key: str, scopes: Sequence[Mapping[str, Any]], owner: str) -> Any:
+def _resolve(key: str, scopes: Sequence[Mapping[str, Any]], owner: str, default: float | None = None) -> Any:
     # A scope whose filters match nothing hands the tensor on to the next scope, up to the first unconditional value.
     filters: dict[str, Any] = {}
     for setting in (scope[key] for scope in scopes if key in scope):
@@ -203,6 +270,8 @@ def _resolve(key: str, scopes: Sequence[Mapping[str, Any]], owner: str) -> Any:
             filters.setdefault(name, _numbers(value, key))
         if DEFAULT in filters:
             break
+    if default is not None:
+        filters.setdefault(DEFAULT, default)
     if not filters:
         raise ConfigError(f"No {key!r} for {owner}; mergekit requires one. Add it to the parameters.")
     return filters[DEFAULT] if list(filters) == [DEFAULT] else filters

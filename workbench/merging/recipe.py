@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from workbench.errors import ConfigError
-from workbench.merging.weights import Weight, freeze_weight, map_weight, thaw_weight, weight_at
+from workbench.merging.weights import Weight, freeze_weight, map_weight, numbers_of, thaw_weight, weight_at
+from workbench.ops.rule_settings import RULES, Rule, RuleSettings, check_rule
+
+METHODS = RULES
+"""Every merge method by name, with what it asks for."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 
+WITHOUT_WEIGHTS = ("karcher", "model_stock", "sce", "nearswap", "arcee_fusion")
+"""The methods that weigh all parents alike, or find the weights themselves."""
 
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """What a merge method asks of its recipe.
-
-    Args:
-        fewest: Fewest parents.
-        most: Most parents; None where there is no upper end.
-        options: The optional recipe fields that the method reads; the others must stay None.
-    """
-
-    fewest: int
-    most: int | None = None
-    options: frozenset[str] = frozenset()
-
-
-METHODS = {
-    "linear": Method(fewest=1, options=frozenset({"normalise"})),
-    "slerp": Method(fewest=2, most=2),
+SHARED = {
+    "gamma": (0, 1),
+    "epsilon": (0, 1),
+    "lambda_": (-math.inf, math.inf),
+    "t": (0, math.inf),
+    "select_topk": (0, 1),
 }
-_METHOD_OPTIONS = ("base", "normalise")
+"""The settings with one value for all parents, each with its range."""
+
+_OPTIONS = ("base", "density", *SHARED, "normalise", "rescale", "seed")
+
+
+def options_of(method: str) -> frozenset[str]:
+    """Return the optional fields of a recipe that a method reads; the others must be left out."""
+    options = RULES[method].options - {"threshold"}
+    # The place on the path is the second parent's share, so that all methods have the same sliders.
+    options -= {"t"} if method in ("slerp", "nuslerp") else set()
+    return options if RULES[method].base == "unused" else options | {"base"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +49,30 @@ class MergeRecipe:
     its last); or a dict from a part of a tensor name to one of these, where the first match counts and `"*"` at the
     end stands for all other tensors. A tensor that several names share (a tied lm_head) goes by its first name.
 
+    The methods and the fields that they read are in `ops.rule_settings.RULES`, their formulas in `ops.rules`. `linear`
+    is sum_i w_i W_i / sum_i w_i; `slerp` goes along the great circle from the first parent to the second, to
+    t = w_2 / (w_1 + w_2); `task_arithmetic`, `ties`, `dare_linear`, `dare_ties`, `della`, `della_linear`,
+    `breadcrumbs` and `breadcrumbs_ties` add up what the parents add to `base`; `nuslerp`, `multislerp`, `karcher`,
+    `model_stock`, `sce`, `nearswap` and `arcee_fusion` are there too.
+
     Args:
-        parents: Names of models: classroom names, folders or hub ids; kept as a tuple.
-        method: `"linear"`: sum_i w_i W_i / sum_i w_i, any number of parents. `"slerp"`: along the great circle from
-            the first parent to the second, to t = w_2 / (w_1 + w_2); exactly two parents.
+        parents: Names of models: classroom names, folders or hub ids; kept as a tuple. Where there is a base, folders
+            of adapters that PEFT saved can stand beside or instead of whole models.
+        method: One of the above.
         weights: One weight per parent, kept in a hashable form; None weighs all alike.
-        base: The model that task vectors are measured from; neither `linear` nor `slerp` has one.
-        normalise: Divide by the sum of the weights; None is the method's habit (`linear`: True).
+        base: The model that task vectors are measured from; no parent.
+        density: The share of each task vector's entries that is kept, 0 to 1: a number or a dict of filters for all
+            parents, or a list with one for each, of the forms of a weight. None keeps all.
+        gamma: `breadcrumbs`, `breadcrumbs_ties`: the share of the largest entries that is dropped; None is 0.01.
+        epsilon: `della`, `della_linear`: how far the keep-probability moves with the magnitude; None is 0.15.
+        lambda_: Factor of the merged task vector; None is 1.
+        t: `nearswap`: the difference up to which an entry is swapped; it must be given there.
+        select_topk: `sce`: the share of entries of largest variance that is merged; None is 1. The five settings from
+            `gamma` to here are of the forms of a weight.
+        normalise: Divide by the sum of the weights; None is the method's habit.
+        rescale: Make up for dropped entries by a factor; None is the method's habit.
+        seed: Seed of the random masks of `dare_*` and `della*`.
+        semantics: `"mergekit"`, `"paper"` or `"peft"`: whose rule counts where the three differ, see `ops.rules`.
         dtype: Number format of the parents and of the result, e.g. `"bfloat16"`; None leaves it to whoever loads.
         num_layers: The depth that the recipe was written for, where it says so; None fits any.
 
@@ -64,7 +86,16 @@ class MergeRecipe:
     method: str = "linear"
     weights: Sequence[Any] | None = None
     base: str | None = None
+    density: Any = None
+    gamma: Any = None
+    epsilon: Any = None
+    lambda_: Any = None
+    t: Any = None
+    select_topk: Any = None
     normalise: bool | None = None
+    rescale: bool | None = None
+    seed: int = 0
+    semantics: str = "mergekit"
     dtype: str | None = None
     num_layers: int | None = None
 
@@ -72,38 +103,82 @@ class MergeRecipe:
         object.__setattr__(self, "parents", _freeze_parents(self.parents))
         self._check_method()
         object.__setattr__(self, "weights", _freeze_weights(self.weights, len(self.parents)))
-        if self.normalise is not None and not isinstance(self.normalise, bool):
-            raise ConfigError(f"normalise={self.normalise!r}; it is True, False, or None for the method's habit.")
+        for name in ("normalise", "rescale"):
+            if (value := getattr(self, name)) is not None and not isinstance(value, bool):
+                raise ConfigError(f"{name}={value!r}; it is True, False, or None for the method's habit.")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ConfigError(f"dtype={self.dtype!r}; a merge works in one of {', '.join(DTYPES)}. Give one of these.")
         if self.num_layers is not None and (type(self.num_layers) is not int or self.num_layers < 1):
             raise ConfigError(f"num_layers={self.num_layers!r}; it is the parents' number of layers, at least 1.")
-        self._check_sum()
+        self._freeze_settings()
+        self._check_weights()
+        check_rule(self.method, self._plain_settings(), parents=len(self.parents), base=self.base is not None)
 
     def _check_method(self) -> None:
-        if self.method not in METHODS:
-            raise ConfigError(f"method={self.method!r}; known methods are {', '.join(METHODS)}. Use one of these.")
-        method = METHODS[self.method]
-        if len(self.parents) < method.fewest or (method.most and len(self.parents) > method.most):
-            wanted = f"exactly {method.most}" if method.most == method.fewest else f"at least {method.fewest}"
-            raise ConfigError(
-                f"{len(self.parents)} parents {list(self.parents)}; {self.method} merges {wanted}. "
-                "Change the list, or use method='linear', which takes any number."
-            )
-        for name in _METHOD_OPTIONS:
-            if getattr(self, name) is not None and name not in method.options:
+        if self.method not in RULES:
+            raise ConfigError(f"method={self.method!r}; known methods are {', '.join(RULES)}. Use one of these.")
+        for name in _OPTIONS:
+            if getattr(self, name) != _DEFAULTS[name] and name not in options_of(self.method):
                 raise ConfigError(f"{name}={getattr(self, name)!r}; {self.method} has no use for it. Leave it out.")
+        if self.base in self.parents:
+            raise ConfigError(
+                f"base={self.base!r} is one of the parents, so that its task vector is 0. Take it out of the parents."
+            )
+        rule = self.rule
+        if len(self.parents) < rule.fewest or (rule.most and len(self.parents) > rule.most):
+            wanted = f"exactly {rule.most}" if rule.most == rule.fewest else f"at least {rule.fewest}"
+            raise ConfigError(
+                f"{len(self.parents)} parents {list(self.parents)}; {self.method} merges {wanted}"
+                f"{' besides its base' if rule.base == 'required' else ''}. Change the list, or use method='linear', "
+                "which takes any number."
+            )
 
-    def _check_sum(self) -> None:
-        numbers = [weight for weight in self._weights if isinstance(weight, float)]
-        if self.normalise is False or len(numbers) < len(self.parents):
+    def _freeze_settings(self) -> None:
+        if self.density is not None:
+            one = not isinstance(self.density, str) and isinstance(self.density, Sequence)
+            values = self.density if one else [self.density] * len(self.parents)
+            object.__setattr__(self, "density", _freeze_weights(values, len(self.parents), "density"))
+            for index, weight in enumerate(self.density):
+                _check_range(f"density[{index}]", weight, 0, 1)
+        for name, (low, high) in SHARED.items():
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, freeze_weight(value, name))
+                _check_range(name, getattr(self, name), low, high)
+
+    def _check_weights(self) -> None:
+        if self.method in WITHOUT_WEIGHTS:
+            if len(set(self._weights)) > 1 or not isinstance(self._weights[0], float):
+                raise ConfigError(
+                    f"weights={[thaw_weight(weight) for weight in self._weights]}; {self.method} reads no weights. "
+                    "Leave them out."
+                )
             return
-        if abs(sum(numbers)) <= 1e-6 * sum(map(abs, numbers)):
-            remedy = ", or set normalise=False" if "normalise" in METHODS[self.method].options else ""
+        numbers = [weight for weight in self._weights if isinstance(weight, float)]
+        if self.method in ("slerp", "nuslerp") and len(numbers) == 2 and abs(sum(numbers)) <= 1e-6 * abs(numbers[0]):
             raise ConfigError(
                 f"weights={numbers} sum to {sum(numbers):g}; {self.method} divides by that sum. "
-                f"Give weights whose sum is not 0{remedy}."
+                "Give weights whose sum is not 0."
             )
+
+    def _plain_settings(self) -> RuleSettings:
+        """The settings that are plain numbers, with the rule's defaults for curves and filters, to check them once."""
+        numbers = all(isinstance(weight, float) for weight in self._weights)
+        plain = {name: value for name in SHARED if isinstance(value := getattr(self, name), float)}
+        if self.method == "nearswap" and self.t is not None:
+            plain.setdefault("t", 1.0)
+        if self.density and all(isinstance(density, float) for density in self.density):
+            plain["density"] = self.density
+        weights = self._weights if numbers else (1.0,) * len(self.parents)
+        return RuleSettings(weights=weights, **self._flags, **plain)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def rule(self) -> Rule:
+        """What the method is made of."""
+        return RULES[self.method]
+
+    @property
+    def _flags(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("normalise", "rescale", "seed", "semantics")}
 
     @property
     def _weights(self) -> tuple[Weight, ...]:
@@ -125,6 +200,28 @@ class MergeRecipe:
             position: Its place in depth, as `depth_positions` gives it.
         """
         return tuple(weight_at(weight, name, position) for weight in self._weights)
+
+    def settings_at(self, name: str, position: float, *, threshold: Sequence[float] | None = None) -> RuleSettings:
+        """Return what the rule is told at one tensor; every executor asks here.
+
+        Args:
+            name: The tensor's name.
+            position: Its place in depth, as `depth_positions` gives it.
+            threshold: As in `RuleSettings`, for TIES over the whole model.
+
+        Raises:
+            ConfigError: The settings break a rule at this tensor.
+        """
+        shared = {key: value for key in SHARED if (value := getattr(self, key)) is not None}
+        density = None if self.density is None else [weight_at(part, name, position) for part in self.density]
+        return RuleSettings(
+            weights=self.weights_at(name, position),
+            density=density,
+            threshold=threshold,
+            name=name,
+            **self._flags,
+            **{key: weight_at(value, name, position) for key, value in shared.items()},
+        )
 
     def replace(self, **changes: Any) -> MergeRecipe:
         """Return a recipe with some fields changed, checked anew.
@@ -150,11 +247,31 @@ class MergeRecipe:
             )
         return self.replace(weights=ratio_weights(t))
 
+    def with_method(self, method: str, **changes: Any) -> MergeRecipe:
+        """Return the recipe under another method, without the settings that this one has no use for.
+
+        Args:
+            method: The method; one that reads no weights weighs all parents alike.
+            **changes: Other fields to change with it.
+
+        Raises:
+            ConfigError: The result breaks a rule, e.g. lacks the base that the method needs.
+        """
+        if method not in RULES:
+            return self.replace(method=method)
+        dropped = {name: _DEFAULTS[name] for name in _OPTIONS if name not in options_of(method)}
+        if method in WITHOUT_WEIGHTS:
+            dropped["weights"] = None
+        return self.replace(**(dropped | {"method": method} | changes))
+
     def to_json(self) -> str:
-        """Return the recipe as JSON text, without the fields that are None."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values |= {"parents": list(self.parents), "weights": [thaw_weight(weight) for weight in self._weights]}
-        return json.dumps({name: value for name, value in values.items() if value is not None}, ensure_ascii=False)
+        """Return the recipe as JSON text, without the fields that were left out."""
+        values = {name: getattr(self, name) for name, default in _DEFAULTS.items() if getattr(self, name) != default}
+        for name in ("weights", "density"):
+            if values.get(name) is not None:
+                values[name] = [thaw_weight(weight) for weight in values[name]]
+        values |= {name: thaw_weight(values[name]) for name in SHARED if name in values}
+        return json.dumps({"parents": list(self.parents), "method": self.method} | values, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> MergeRecipe:
@@ -183,7 +300,7 @@ class MergeRecipe:
 
         Raises:
             ConfigError: mergekit cannot express the recipe (a slerp whose weights' sum changes over depth, or whose
-                two parents have different filters).
+                two parents have different filters; a seed; semantics other than its own).
             ModelError: `absolute`, and a parent is neither a model here nor of the form of a hub id.
         """
         from workbench.merging.mergekit_yaml import write_yaml
@@ -210,6 +327,9 @@ def ratio_weights(t: Any) -> tuple[Weight, Weight]:
     return map_weight(lambda value: round(1.0 - value, 15), second), second
 
 
+_DEFAULTS = {field.name: field.default for field in fields(MergeRecipe) if field.name != "parents"}
+
+
 def _check_fields(values: Mapping[str, Any]) -> None:
     names = [field.name for field in fields(MergeRecipe)]
     for name in values:
@@ -226,12 +346,19 @@ def _freeze_parents(parents: Any) -> tuple[str, ...]:
     return names
 
 
-def _freeze_weights(weights: Any, count: int) -> tuple[Weight, ...]:
+def _freeze_weights(weights: Any, count: int, field: str = "weights") -> tuple[Weight, ...]:
     if weights is None:
         return (1.0 / count,) * count
     if isinstance(weights, str) or not isinstance(weights, Sequence) or len(weights) != count:
         raise ConfigError(
-            f"weights={weights!r} for {count} parents; they are a list with one weight per parent, in the order of "
-            "the parents. Give one for each; a curve is a list within that list."
+            f"{field}={weights!r} for {count} parents; they are a list with one {field.removesuffix('s')} per parent, "
+            "in the order of the parents. Give one for each; a curve is a list within that list."
         )
-    return tuple(freeze_weight(weight, f"weights[{index}]") for index, weight in enumerate(weights))
+    return tuple(freeze_weight(weight, f"{field}[{index}]") for index, weight in enumerate(weights))
+
+
+def _check_range(where: str, weight: Weight, low: float, high: float) -> None:
+    for number in numbers_of(weight):
+        if not low <= number <= high:
+            bounds = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
+            raise ConfigError(f"{where} has the value {number:g}; it is {bounds}. Give one in that range.")

@@ -113,6 +113,13 @@ def _map_value(function: Callable[[float], float], value: float | Curve) -> floa
     return tuple(function(item) for item in value) if isinstance(value, tuple) else function(value)
 
 
+def numbers_of(weight: Weight) -> list[float]:
+    """Return every number that a weight is made of; what it says anywhere lies between the smallest and largest."""
+    if isinstance(weight, Filters):
+        return [number for _, value in weight.entries for number in numbers_of(value)]
+    return list(weight) if isinstance(weight, tuple) else [weight]
+
+
 def weight_at(weight: Weight, name: str, position: float) -> float:
     """Return what a weight says about one tensor.
 
