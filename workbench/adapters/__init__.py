@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from workbench.adapters._register import register
+from workbench.adapters.lora_moe.config import METHOD, LoraMoeConfig
+from workbench.adapters.lora_moe.layer import LoraMoeLayer
 from workbench.adapters.lora_moe.losses import routing_losses
+from workbench.adapters.lora_moe.model import LoraMoeModel
+
+__all__ = ["LoraMoeConfig", "auxiliary_losses", "keep_sequences"]
+
+register(METHOD, LoraMoeConfig, LoraMoeModel)
 
 
 def auxiliary_losses(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -15,7 +23,22 @@ def auxiliary_losses(model: torch.nn.Module) -> dict[str, Tensor]:
         model: Any model, wrapped or not.
 
     Returns:
-        Name to scalar loss, each already multiplied by its coefficient: `balance`, `z` and `contrastive` for LoRA
-        mixtures. Empty where no active adapter has such a loss.
+        Name to float32 scalar, each already multiplied by its coefficient: `balance`, `z` and `contrastive` for LoRA
+        mixtures. Empty where no active adapter has such a loss, and after a forward in evaluation mode.
     """
     return routing_losses(model)
+
+
+def keep_sequences(model: torch.nn.Module, rows: Tensor) -> None:
+    """Tell the routers which sequences of a batch are decoded further, where each sequence keeps its prompt's route.
+
+    Whoever drops or reorders rows of the cache within a sequence of forwards calls this; transformers' `generate`
+    keeps all rows, and beams only change places within one prompt.
+
+    Args:
+        model: Any model; one without sequence routing is left alone.
+        rows: Indices of the sequences, in their new order.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraMoeLayer):
+            module.keep_sequences(rows)
