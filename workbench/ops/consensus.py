@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from workbench.ops.rule_settings import RULES, RuleSettings
-from workbench.ops.sparsify import CHUNK, Kept, delta_chunks, sum_dtype
+from workbench.ops.sparsify import Kept, sum_dtype
+
+_CACHED = 1 << 16  # elements at a time on a CPU: what is worked on stays in its cache
 
 
 class Agreement(NamedTuple):
     """Who takes part at every entry, and what their weighted sum is divided by.
 
     Args:
-        mask: Boolean `(N, ...)`; None where all do.
+        mask: 1 and 0, `(N, ...)`, in the task vectors' format; None where all do.
         divisor: `(...)`, or a number.
     """
 
@@ -42,29 +45,28 @@ def consensus(method: str, deltas: Tensor, settings: RuleSettings) -> Agreement:
     Source: TIES-Merging (arXiv 2306.01708), section 3, steps 2 and 3; mergekit 0.1.5; PEFT `ties`.
     """
     rule, mergekit = RULES[method], settings.semantics == "mergekit"
-    normalise = _normalises(method, settings)
+    # Papers and PEFT average what agrees; of mergekit's methods only TIES and DELLA do.
+    normalise = (rule.normalise if mergekit else rule.elect) if settings.normalise is None else settings.normalise
     if not rule.elect:
-        return Agreement(None, sum(settings.weights) if normalise else 1.0)
-    weights = torch.tensor(settings.weights, dtype=deltas.dtype, device=deltas.device)
-    weights = weights.view(-1, *[1] * (deltas.ndim - 1))
-    votes = deltas * weights if mergekit else deltas
-    total = votes.sum(0)
-    positive = total > 0 if settings.semantics == "paper" else total >= 0
-    mask = torch.where(positive, votes > 0, votes < 0)
-    if settings.semantics == "paper":
-        mask &= total != 0
+        return Agreement(None, math.fsum(settings.weights) if normalise else 1.0)
+    weights = _column(settings, deltas)
+    votes = deltas * weights if mergekit else deltas.clone()
+    sign = votes.sum(0).sign_()
+    if settings.semantics != "paper":
+        sign.add_(0.5).sign_()
+    mask = votes.mul_(sign).gt_(0)
     if not normalise:
         return Agreement(mask, 1.0)
-    divisor = (mask * weights).sum(0) if mergekit else mask.sum(0, dtype=deltas.dtype)
+    divisor = (mask * weights).sum(0) if mergekit else mask.sum(0)
+    if not mergekit or min(settings.weights) > 0:
+        # Where nothing agrees there is nothing to divide, and this is faster than to look for zeros.
+        return Agreement(mask, divisor.clamp_(min=min(settings.weights) if mergekit else 1.0))
     return Agreement(mask, divisor.masked_fill_(divisor == 0, 1.0))
 
 
-def _normalises(method: str, settings: RuleSettings) -> bool:
-    if settings.normalise is not None:
-        return settings.normalise
-    rule = RULES[method]
-    # Papers and PEFT average what agrees; of mergekit's methods only TIES and DELLA do.
-    return rule.normalise if settings.semantics == "mergekit" else rule.elect
+def _column(settings: RuleSettings, deltas: Tensor) -> Tensor:
+    weights = torch.tensor(settings.weights, dtype=deltas.dtype, device=deltas.device)
+    return weights.view(-1, *[1] * (deltas.ndim - 1))
 
 
 @torch.no_grad()
@@ -91,30 +93,47 @@ def merge_kept(
         A tensor of the first parent's shape and dtype.
     """
     out = torch.empty_like(tensors[0], memory_format=torch.contiguous_format) if out is None else out
-    targets = zip(out.view(-1).split(CHUNK), base.reshape(-1).split(CHUNK))
-    for (target, origin), deltas in zip(targets, kept_chunks(tensors, base, kept)):
+    flat, start = out.view(-1), 0
+    for origin, deltas in kept_chunks(tensors, base, kept):
         agreement = consensus(method, deltas, settings)
-        weights = torch.tensor(settings.weights, dtype=deltas.dtype, device=deltas.device).view(-1, 1)
-        deltas.mul_(weights)
+        deltas.mul_(_column(settings, deltas))
         if agreement.mask is not None:
             deltas.mul_(agreement.mask)
-        merged = deltas.sum(0).div_(agreement.divisor).mul_(settings.lambda_)
-        target.copy_(merged.add_(origin))
+        merged = deltas.sum(0).div_(agreement.divisor).mul_(settings.lambda_).add_(origin)
+        flat[start : start + len(merged)].copy_(merged)
+        start += len(merged)
     return out
 
 
-def kept_chunks(tensors: Sequence[Tensor], base: Tensor, kept: Sequence[Kept]) -> Iterator[Tensor]:
-    """Yield the trimmed and rescaled task vectors, `(N, elements)`, a chunk at a time, in float32 or float64."""
-    masks = [None if part.mask is None else part.mask.reshape(-1).split(CHUNK) for part in kept]
-    factors = [part.factor.reshape(-1).split(CHUNK) if isinstance(part.factor, Tensor) else None for part in kept]
-    buffer = torch.empty((len(tensors), min(CHUNK, base.numel())), dtype=sum_dtype(base), device=base.device)
-    for index, chunks in enumerate(zip(*(delta_chunks(tensor, base) for tensor in tensors))):
-        deltas = buffer[:, : chunks[0].numel()]
-        for row, chunk, part, mask, factor in zip(deltas, chunks, kept, masks, factors):
-            row.copy_(chunk)
-            if mask is not None:
+def kept_chunks(tensors: Sequence[Tensor], base: Tensor, kept: Sequence[Kept]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the base and the trimmed and rescaled task vectors, flat, chunk by chunk.
+
+    Args:
+        tensors: The N parents' tensors.
+        base: The base's tensor.
+        kept: One for each parent.
+
+    Yields:
+        The base's part `(elements,)` and the task vectors `(N, elements)`, in float32 or float64; the second is
+        overwritten by the next.
+    """
+    size = _CACHED if base.device.type == "cpu" else 64 * _CACHED
+    parts = [
+        (tensor.reshape(-1).split(size), _split(part.mask, size), _split(part.factor, size))
+        for tensor, part in zip(tensors, kept)
+    ]
+    buffer = torch.empty((len(tensors), min(size, base.numel())), dtype=sum_dtype(base), device=base.device)
+    for index, origin in enumerate(base.reshape(-1).split(size)):
+        origin, deltas = origin.to(buffer.dtype), buffer[:, : origin.numel()]
+        for row, (pieces, masks, factors) in zip(deltas, parts):
+            row.copy_(pieces[index]).sub_(origin)
+            if isinstance(masks, tuple):
                 # Multiplied, not selected: a NaN in a parent stays visible.
-                row.mul_(mask[index])
-            if factor is not None or part.factor != 1.0:
-                row.mul_(part.factor if factor is None else factor[index])
-        yield deltas
+                row.mul_(masks[index].to(row.dtype))
+            if factors != 1.0:
+                row.mul_(factors[index] if isinstance(factors, tuple) else factors)
+        yield origin, deltas
+
+
+def _split(part: Tensor | float | None, size: int) -> Any:
+    return part.reshape(-1).split(size) if isinstance(part, Tensor) else part

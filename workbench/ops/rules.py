@@ -212,15 +212,18 @@ def sce(tensors: Sequence[Tensor], base: Tensor, settings: RuleSettings, out: Te
     Source: SCE, FuseChat (arXiv 2408.07990), section 3; mergekit 0.1.5.
     """
     kept = [Kept(_most_varied(tensors, base, settings.select_topk))] * len(tensors)
-    squares = [chunk.square().sum(1, dtype=torch.float64) for chunk in kept_chunks(tensors, base, kept)]
+    squares = [chunk.square().sum(1, dtype=torch.float64) for _, chunk in kept_chunks(tensors, base, kept)]
     means = torch.stack(squares).sum(0) / base.numel()
     least = 1e-6 if settings.semantics == "mergekit" else 0.0
     means = torch.where(means.sum() > least, means / means.sum(), 1 / len(tensors)).to(sum_dtype(base)).view(-1, 1)
     alike = replace(settings, weights=(1.0,) * len(tensors), normalise=False)
-    for (target, origin, *_), deltas in zip(_pairs((), base, out), kept_chunks(tensors, base, kept)):
+    flat, start = out.view(-1), 0
+    for origin, deltas in kept_chunks(tensors, base, kept):
         mask = consensus("sce", deltas, alike).mask
         share = means if mask is None else means * mask
-        target.copy_((deltas * share).sum(0) / share.sum(0).clamp_(min=1e-6) + origin)
+        merged = deltas.mul_(share).sum(0).div_(share.sum(0).clamp_(min=1e-6)).add_(origin)
+        flat[start : start + len(merged)].copy_(merged)
+        start += len(merged)
     return out
 
 
@@ -228,7 +231,7 @@ def _most_varied(tensors: Sequence[Tensor], base: Tensor, share: float) -> Tenso
     if share >= 1:
         return None
     chunks = kept_chunks(tensors, base, [Kept()] * len(tensors))
-    variance = torch.cat([chunk.var(0, unbiased=False) for chunk in chunks]).view(base.shape)
+    variance = torch.cat([chunk.var(0, unbiased=False) for _, chunk in chunks]).view(base.shape)
     return top_mask(variance, None, int(torch.count_nonzero(variance) * share))
 
 
