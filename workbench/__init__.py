@@ -15,6 +15,7 @@ _NAMES = {
     "RatioPlot": "workbench.views.plots",
     "TaskPlot": "workbench.views.plots",
     "WorkbenchError": "workbench.errors",
+    "capture_routing": "workbench.routing.capture",
     "evaluate": "workbench.evaluation",
     "export_merge": "workbench.merging.export",
     "load_examples": "workbench.data",

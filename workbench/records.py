@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import os
 import string
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -208,6 +209,70 @@ class RouterOutput:
     router_logits: Tensor
     routing_weights: Tensor
     selected_experts: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RoutingTrace:
+    """Every decision of a model's routers over some forward passes, on the CPU.
+
+    Both dicts are empty until the block of `capture_routing` ends. N counts real tokens, without padding, document by
+    document and in reading order; a document is one row of a batch, from its first token to its last.
+
+    Args:
+        tokens: int64 tensors `(N,)`: `token_id` (-1 where the model was given embeddings), `document` (0, 1, ...),
+            `row` of the batch, `position` in the document, and `step`, the forward pass counted from the one in which
+            the document began: 0 while a prompt is read, then 1, 2, ... for each token that was generated and read.
+        routers: A router's name to what it decided for each token, in the order in which the routers ran; of a router
+            that routes whole sequences, each token has the decision of its sequence.
+        layers: A router's name to the index of its layer, -1 where its name holds none.
+        dropped: Under the key `passes`, how many old forward passes gave way to keep memory bounded.
+    """
+
+    tokens: dict[str, Tensor] = field(default_factory=dict)
+    routers: dict[str, RouterOutput] = field(default_factory=dict)
+    layers: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tokens["token_id"]) if self.tokens else 0
+
+    def __repr__(self) -> str:
+        documents = int(self.tokens["document"].max()) + 1 if len(self) else 0
+        return f"RoutingTrace({len(self)} tokens of {documents} documents, {len(self.routers)} routers)"
+
+    def of(self, document: int) -> RoutingTrace:
+        """Return the part of the trace that belongs to one document."""
+        keep = self.tokens["document"] == document
+        routers = {
+            name: RouterOutput(**{part: value[keep] for part, value in vars(output).items()})
+            for name, output in self.routers.items()
+        }
+        tokens = {name: column[keep] for name, column in self.tokens.items()}
+        return RoutingTrace(tokens=tokens, routers=routers, layers=self.layers, dropped=self.dropped)
+
+    def to_frame(self) -> Any:
+        """Return a `pandas.DataFrame` with a row for each router and token.
+
+        Its columns are those of `tokens`, then `router`, `layer`, `expert` (the one of highest weight), and the lists
+        `selected_experts`, `routing_weights` and `router_logits`.
+        """
+        import pandas as pd
+
+        columns = {name: column.numpy() for name, column in self.tokens.items()}
+        parts = []
+        for name, output in self.routers.items():
+            lists = {part: value.tolist() for part, value in reversed(vars(output).items())}
+            expert = output.selected_experts.gather(1, output.routing_weights.argmax(1, keepdim=True))[:, 0]
+            parts.append(
+                pd.DataFrame(columns | {"router": name, "layer": self.layers[name], "expert": expert.numpy()} | lists)
+            )
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+    def to_parquet(self, path: Any) -> None:
+        """Write `to_frame` as a Parquet file, which appears under its name only when it is whole."""
+        partial = f"{path}.partial"
+        self.to_frame().to_parquet(partial, index=False)
+        os.replace(partial, path)
 
 
 _SHOWN = ("suite", "split", "limit", "seed", "decoding", "chat_template", "too_long_skipped")

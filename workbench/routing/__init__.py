@@ -1,0 +1,1 @@
+"""Looking into routers: record what they decide, count it, and change it."""
