@@ -70,6 +70,8 @@ def merge_tensor(
     if len(shapes) > 1:
         raise MergeError(f"Tensor {settings.name!r} has the shapes {sorted(shapes)}; a merge needs one. Align them.")
     out = torch.empty_like(tensors[0], memory_format=torch.contiguous_format) if out is None else out
+    if not out.numel():
+        return out
     if method in ELEMENTWISE and base is not None:
         return ELEMENTWISE[method](tensors, base, settings, out)
     if base is not None and (rule.sparse or method == "task_arithmetic"):

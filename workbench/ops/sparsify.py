@@ -20,7 +20,8 @@ CHUNK = 1 << 19
 """Elements that are worked on at a time."""
 
 _DIGIT = 16  # bits of a magnitude that one pass of the selection settles
-_SMALLEST_SUM = 1e-7  # mergekit's: a smaller sum of magnitudes is not rescaled
+SMALLEST_SUM = 1e-7
+"""Mergekit's: a smaller sum of magnitudes is not rescaled."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ def sum_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def delta_chunks(tensor: Tensor, base: Tensor | None, size: int = CHUNK) -> Iterator[Tensor]:
+def delta_chunks(tensor: Tensor, base: Tensor | None, size: int | None = None) -> Iterator[Tensor]:
     """Yield the task vector tensor - base, flat, `size` elements at a time, in `sum_dtype`; base None is zero."""
-    dtype = sum_dtype(tensor)
+    dtype, size = sum_dtype(tensor), size or CHUNK
     bases = [None] * (tensor.numel() // size + 1) if base is None else base.reshape(-1).split(size)
     for piece, origin in zip(tensor.reshape(-1).split(size), bases):
         # A chunk of its own even where no format changes, since callers write into it.
@@ -295,4 +296,4 @@ def l1_factor(tensor: Tensor, base: Tensor | None, mask: Tensor) -> float:
     for chunk, kept in zip(delta_chunks(tensor, base), mask.reshape(-1).split(CHUNK)):
         before, after = before + chunk.abs_().sum(), after + chunk.mul_(kept).sum()
     sums = float(before), float(after)
-    return sums[0] / sums[1] if min(sums) >= _SMALLEST_SUM else 1.0
+    return sums[0] / sums[1] if min(sums) >= SMALLEST_SUM else 1.0
