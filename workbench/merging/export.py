@@ -91,11 +91,11 @@ def export_merge(
     if target.exists():
         raise ConfigError(f"{target} exists already and is never overwritten; choose another name or remove it first")
     job = _plan(recipe, max_shard_bytes, vocabulary, torch.device(device))
-    partial_folder = target.with_name(f".{target.name}.partial")
+    unfinished = target.with_name(f".{target.name}.partial")
     try:
-        _start(partial_folder, job)
-        _write(partial_folder, job, progress)
-        partial_folder.rename(target)
+        _start(unfinished, job)
+        _write(unfinished, job, progress)
+        unfinished.rename(target)
         (target / _MANIFEST).unlink()
     except WorkbenchError:
         raise
@@ -104,10 +104,10 @@ def export_merge(
         raise ModelError(
             f"cannot write {target}: {'the disk is full' if full else error}; "
             f"{'free some space there' if full else 'choose a folder that you may write to'} and call again (finished "
-            f"files are kept in {partial_folder})"
+            f"files are kept in {unfinished})"
         ) from error
     finally:
-        _tidy(partial_folder)
+        _tidy(unfinished)
     return target
 
 
@@ -163,7 +163,9 @@ def _plan(recipe: MergeRecipe, max_bytes: int, how: str | None, device: torch.de
             "settings": {"max_shard_bytes": max_bytes, "vocabulary": how, "device": str(device)},
             "parents": {name: [_stamp(path) for path in sorted(source.files)] for name, source in sources.items()},
         },
-        card=model_card(recipe, tokenizers, how if aligned else None, tokenizers[lead.name], aligned),
+        card=model_card(
+            recipe, tokenizers, aligned.tokenizer if aligned else tokenizers[lead.name], how if aligned else None
+        ),
     )
 
 
@@ -216,8 +218,13 @@ def _write(folder: Path, job: _Job, progress: bool) -> None:
     with tqdm(total=total, unit="B", unit_scale=True, desc="export", disable=not progress) as bar:
         bar.update(total - sum(sizes[file] for file in left))
         thresholds = _thresholds(job) if left else None
-        for file, shard in left.items():
-            write_shard(folder / file, shard, partial(_counted, job, thresholds, bar))
+        try:
+            for file, shard in left.items():
+                write_shard(folder / file, shard, partial(_counted, job, thresholds, bar))
+        except MergeError:
+            # Another call would end here again, so there is nothing to go on from.
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     _write_settings(folder, job)
 
 

@@ -7,26 +7,15 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 
-_FORMATS = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+_LETTERS = {"float": "F", "bfloat": "BF", "int": "I", "uint": "U", "bool": "BOOL"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,15 +102,18 @@ def write_shard(path: Path, entries: Sequence[Entry], blocks: Callable[[Entry], 
 
 
 def _header(entries: Sequence[Entry]) -> bytes:
-    ends = list(accumulate(entry.nbytes for entry in entries))
-    table = {
-        entry.name: {
-            "dtype": _FORMATS[entry.dtype],
-            "shape": list(entry.shape),
-            "data_offsets": [end - entry.nbytes, end],
-        }
-        for entry, end in zip(entries, ends)
-    }
-    text = json.dumps({"__metadata__": {"format": "pt"}, **table}, separators=(",", ":")).encode()
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for entry in entries:
+        place = [start, start + entry.nbytes]
+        table[entry.name] = {"dtype": _format(entry.dtype), "shape": entry.shape, "data_offsets": place}
+        start += entry.nbytes
+    text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def _format(dtype: torch.dtype) -> str:
+    kind = str(dtype).removeprefix("torch.")
+    letters = kind.rstrip("0123456789")
+    return _LETTERS[letters] + kind.removeprefix(letters)
