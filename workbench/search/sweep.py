@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from workbench.errors import ConfigError
-from workbench.evaluation import METRICS, EvaluationStopped, Task, evaluate
-from workbench.evaluation.suites import Suite, resolve
+from workbench.evaluation import EvaluationStopped
+from workbench.evaluation.suites import Suite
 from workbench.merging.live import LiveMerge
 from workbench.merging.recipe import MergeRecipe
-from workbench.records import Scores
-from workbench.search.store import RowStore
+from workbench.search.scoring import RecipeScores
 
 
 def sweep(
@@ -69,35 +64,32 @@ def sweep(
         DataError: `store` is a file of something else.
         MergeError: The parents do not fit each other, or `live` holds others.
     """
-    shares = _shares(ratios)
-    recipes = {share: recipe.with_ratio(share) for share in shares}
-    chosen = resolve(suite, split=split, tasks=tasks, limit=limit, seed=seed)
-    _check_names(chosen)
+    recipes = {share: recipe.with_ratio(share) for share in _shares(ratios)}
     mine = live or LiveMerge(recipe)
-    named = isinstance(suite, str)
-    settings = {"suite": suite if named else "own", "split": split if named else None, "limit": limit, "seed": seed}
-    common = [settings, on_long, str(mine.model.dtype), _fingerprint(mine), [_description(task) for task in chosen]]
-    keys = {share: _digest([common, wanted.to_json()]) for share, wanted in recipes.items()}
-    rows, total, before = RowStore(store), sum(len(task.rows()) for task in chosen), mine.recipe
-    with tqdm(total=total * len(shares), unit="ex", disable=not progress) as bar:
-        measure = partial(
-            evaluate, suite=chosen, seed=seed, batch_size=batch_size, on_long=on_long, progress=bar.update, stop=stop
-        )
+    scored = RecipeScores(
+        mine,
+        suite,
+        split=split,
+        tasks=tasks,
+        limit=limit,
+        seed=seed,
+        store=store,
+        batch_size=batch_size,
+        on_long=on_long,
+    )
+    rows, before = [], mine.recipe
+    with tqdm(total=scored.examples * len(recipes), unit="ex", disable=not progress) as bar:
         try:
             for share, wanted in recipes.items():
                 bar.set_description(f"ratio {share:g}")
-                if keys[share] in rows:
-                    bar.update(total)
-                    continue
-                scores = _hold(mine, wanted, measure)
-                about = {**scores.settings, **settings, "recipe": json.loads(wanted.to_json())}
-                rows.add(keys[share], _row(share, scores), about)
+                rows.append({"ratio": share, **scored.row(wanted, bar, stop)})
         except EvaluationStopped:
             bar.set_description("stopped")
+            rows += [{"ratio": s, **scored.row(r, bar, stop)} for s, r in recipes.items() if s > share and r in scored]
         finally:
             mine.apply(before)
-    front = pd.DataFrame([rows[keys[share]] for share in shares if keys[share] in rows])
-    front.attrs = {"recipe": json.loads(recipe.to_json()), **settings}
+    front = pd.DataFrame(rows)
+    front.attrs = {"recipe": json.loads(recipe.to_json()), **scored.settings}
     return front
 
 
@@ -110,45 +102,3 @@ def _shares(ratios: int | Sequence[float]) -> list[float]:
     if not shares or not all(0 <= share <= 1 for share in shares):
         raise ConfigError(f"ratios={list(ratios)}: they are shares of the second parent, 0 to 1, at least one")
     return shares
-
-
-def _check_names(tasks: Sequence[Task]) -> None:
-    """A task and a group may share a name, and so a column, only where they are the same thing."""
-    for task in tasks:
-        if any(other.group == task.name and other.name != task.name for other in tasks):
-            raise ConfigError(f"task {task.name!r} has the name of a group of other tasks; rename one of them")
-
-
-def _hold(live: LiveMerge, wanted: MergeRecipe, measure: Callable[[Any, Any], Scores]) -> Scores:
-    """Measure a recipe with the weights held still; someone may move them between the two steps, so look again."""
-    while True:
-        live.apply(wanted)
-        with live.generation(preview=False):
-            if live.recipe == wanted:
-                return measure(live.model, live.tokenizer)
-
-
-def _row(share: float, scores: Scores) -> dict[str, float]:
-    row = {"ratio": share}
-    for name, score in [*scores.items(), *((group, scores.mean(group)) for group in scores.groups())]:
-        row |= {name: score.value, f"{name}_low": score.low, f"{name}_high": score.high, f"{name}_n": score.n}
-    return row
-
-
-def _description(task: Task) -> list[Any]:
-    metric = [task.metric, METRICS[task.metric].version]
-    return [task.name, task.group, metric, task.max_new_tokens, [example.to_dict() for example in task.rows()]]
-
-
-def _fingerprint(live: LiveMerge) -> str:
-    """Digest the parents' weights, since a rebuilt model keeps its name, and what they read and write with."""
-    digest = hashlib.blake2b(str(getattr(live.tokenizer, "chat_template", None)).encode())
-    for parent in range(len(live.recipe.parents)):
-        for name, tensor in live.parent(parent).state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
