@@ -7,12 +7,17 @@ _NAMES = {
     "Choice": "workbench.data",
     "Column": "workbench.data",
     "Constant": "workbench.data",
+    "Curriculum": "workbench.curriculum.curriculum",
+    "Filmstrip": "workbench.views.filmstrip",
     "LiveMerge": "workbench.merging.live",
+    "LongTermMemory": "workbench.curriculum.memory",
     "LoraMoeConfig": "workbench.adapters",
     "MergeRecipe": "workbench.merging.recipe",
     "MergeSliders": "workbench.views.merge_sliders",
     "ParetoPlot": "workbench.views.plots",
     "RatioPlot": "workbench.views.plots",
+    "RatioSpectrum": "workbench.merging.spectrum",
+    "ShortTermMemory": "workbench.curriculum.memory",
     "TaskPlot": "workbench.views.plots",
     "WorkbenchError": "workbench.errors",
     "capture_routing": "workbench.routing.capture",
@@ -20,7 +25,9 @@ _NAMES = {
     "export_merge": "workbench.merging.export",
     "load_examples": "workbench.data",
     "load_model": "workbench.models",
+    "stage_by_difficulty": "workbench.curriculum.difficulty",
     "sweep": "workbench.search.sweep",
+    "train": "workbench.training",
 }
 
 __all__ = sorted(_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,0 +1,272 @@
+"""train: one call that adapts a model to examples, and the run that it returns."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from peft import AdaLoraConfig, PeftConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import set_seed
+
+from workbench.errors import ConfigError
+from workbench.training.fit import Hooks, fit_part
+from workbench.training.resume import HISTORY, RUN, check_same, claim, model_digest, write_json
+from workbench.training.settings import Batch, TrainSettings, make_settings
+from workbench.training.stages import Part, make_parts
+from workbench.training.trainer import ExtraLosses
+
+
+class Run:
+    """A training run: its model at once, its history while it grows.
+
+    Args:
+        model: The model that is trained, a `PeftModel` where there is an adapter.
+        tokenizer: Its tokenizer.
+        folder: Where the run writes: the adapter (or model) when it is finished, `history.jsonl`, checkpoints.
+        settings: Its settings.
+        steps: Optimiser steps of all stages; None where a curriculum has not said them all.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, folder: Path, settings: TrainSettings, *, steps: int | None) -> None:
+        self.model, self.tokenizer, self.folder, self.settings, self.steps = model, tokenizer, folder, settings, steps
+        self.history: list[dict[str, Any]] = []
+        self.dropped: tuple[str, ...] = ()
+        self.state = "running"
+        self.error: BaseException | None = None
+        self.stopping, self._over = threading.Event(), threading.Event()
+        self._watchers: list[Callable[[Run], Any]] = []
+
+    def __repr__(self) -> str:
+        loss = next((f", loss {row['loss']:.3f}" for row in self.history[::-1] if "loss" in row), "")
+        return f"Run({self.folder}: {self.state}, step {self.step} of {self.steps or '?'}{loss})"
+
+    @property
+    def step(self) -> int:
+        """The optimiser step of the newest row."""
+        return self.history[-1]["step"] if self.history else 0
+
+    def stop(self) -> None:
+        """End after the step under way, with a checkpoint; the same call of `train` goes on from there."""
+        self.stopping.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until training is over and raise what it raised; False when `timeout` seconds passed first."""
+        over = self._over.wait(timeout)
+        if over and self.error is not None:
+            raise self.error
+        return over
+
+    def watch(self, callback: Callable[[Run], Any]) -> None:
+        """Call `callback(run)` after each new row and at the end, on the thread that trains."""
+        self._watchers.append(callback)
+
+    def to_frame(self) -> Any:
+        """Return the history as a `pandas.DataFrame`, a row for each log."""
+        import pandas as pd
+
+        return pd.DataFrame(self.history)
+
+    def finish(self, state: str, error: BaseException | None = None) -> None:
+        """Note how training ended: `finished`, `stopped` or `failed`."""
+        self.state, self.error = state, error
+        self.tell()
+        self._over.set()
+
+    def tell(self) -> None:
+        """Call the watchers."""
+        for callback in list(self._watchers):
+            callback(self)
+
+
+@dataclass(kw_only=True, eq=False)
+class _Plan:
+    run: Run
+    parts: Iterable[Part]
+    record: dict[str, Any]
+    hooks: Hooks
+    on_log: Callable[[dict[str, Any]], Any] | None
+    progress: bool
+
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    examples: Iterable[Any] | None = None,
+    *,
+    output_dir: str | Path,
+    adapter: PeftConfig | None = None,
+    validation: Iterable[Any] | None = None,
+    evaluate: Callable[[Any], Mapping[str, Any]] | None = None,
+    curriculum: Any = None,
+    extra_losses: ExtraLosses | None = None,
+    on_batch: Callable[[Batch], Any] | None = None,
+    on_log: Callable[[dict[str, Any]], Any] | None = None,
+    resume: bool = True,
+    stop: threading.Event | None = None,
+    wait: bool = True,
+    progress: bool = True,
+    **settings: Any,
+) -> Run:
+    """Train a model, or an adapter on it, on the answers of examples.
+
+    Prompts are written in the model's chat template and masked; the loss counts answer tokens and the end token. Every
+    loss term of the adapter stands in a column of its own in the history: a LoRA mixture's `balance`, `z` and
+    `contrastive`, AdaLoRA's `orthogonal`, and what `extra_losses` returns. AdaLoRA's ranks are allocated after each
+    step (`total_step` is set here for examples and for a list of stages) and logged.
+
+    The same call with the same `output_dir` goes on where an earlier one ended, killed or stopped, and gives the
+    unbroken run's weights, on a CPU bit for bit. Under `accelerate launch` nothing changes; process 0 writes.
+
+    Args:
+        model: A causal language model of transformers, or a `PeftModel` whose trainable adapter goes on learning. With
+            `adapter` its layers are wrapped in place, as PEFT does.
+        tokenizer: Its tokenizer.
+        examples: Examples, or rows with their columns, as `load_examples` returns; None with a curriculum.
+        output_dir: A new folder, or that of the same run. A finished one holds a plain PEFT adapter (or model).
+        adapter: Any PEFT configuration (`LoraConfig`, `AdaLoraConfig`, `LoraMoeConfig`); None trains what is trainable.
+        validation: Examples whose loss is measured while training, as `eval_loss`.
+        evaluate: Called with the model in evaluation mode, e.g. `lambda m: workbench.evaluate(m, tokenizer, limit=20)`;
+            its numbers (or scores) are logged as `eval_<name>`.
+        curriculum: Stages, see `workbench.training.stages.Curriculum`.
+        extra_losses: Called as `extra_losses(model, batch)` after the forward of each batch; returns named scalars that
+            are added to the loss. The model may be run inside it, e.g. for a consistency loss.
+        on_batch: Called with each `Batch`: ids and losses of its examples.
+        on_log: Called with each new row of the history.
+        resume: Go on with the run in `output_dir`; False refuses a folder that holds one.
+        stop: Set it from any thread to end after the step under way, with a checkpoint.
+        wait: False trains on a thread of its own and returns at once, so that a notebook stays usable; see `Run.wait`.
+        progress: Show a bar.
+        **settings: The fields of `TrainSettings`: steps or epochs, batch_size, gradient_accumulation_steps, lr,
+            schedule, warmup, weight_decay, max_grad_norm, seed, max_length, too_long, bf16, gradient_checkpointing,
+            trainer, eval_every, save_every, log_every.
+
+    Returns:
+        The run: `.model`, `.tokenizer`, `.history`, `.folder`, `.dropped` (ids of too long examples), `.state`.
+
+    Raises:
+        ConfigError: An argument is out of range; the model has no trainable weight, or carries an adapter already; or
+            `output_dir` holds another run or other files.
+        DataError: There is no example, one lacks an answer, or some are too long.
+        TrainingFailed: The loss or a gradient is no number; the message names the step and the examples.
+
+    Source: AdaLoRA's allocation, arXiv 2303.10512, as PEFT has it.
+    """
+    chosen, world = make_settings(settings), PartialState(cpu=model.device.type == "cpu")
+    parts = make_parts(model, tokenizer, examples, curriculum, chosen, world.num_processes)
+    known = sum(part.steps for part in parts) if isinstance(parts, list) else None
+    config = _ready(adapter, known)
+    _check_model(model, config)
+    folder = Path(output_dir).expanduser()
+    hooks = Hooks(evaluate=evaluate, extra_losses=extra_losses, on_batch=on_batch, curriculum=curriculum)
+    if validation is not None:
+        hooks.validation = make_parts(model, tokenizer, validation, None, chosen, 1)[0].data
+    identity = {
+        "settings": chosen.identity(), "adapter": config.to_dict() if config else None, "model": model_digest(model),
+        "processes": world.num_processes,
+    }  # fmt: skip
+    with world.main_process_first():
+        record = claim(folder, identity, resume=resume)
+        if world.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / RUN, record)
+    set_seed(chosen.seed)
+    run = Run(get_peft_model(model, config) if config else model, tokenizer, folder, chosen, steps=known)
+    if stop is not None:
+        run.stopping = stop
+    plan = _Plan(run=run, parts=parts, record=record, hooks=hooks, on_log=on_log, progress=progress and wait)
+    if not wait:
+        threading.Thread(target=_train, args=(plan,), name="workbench-train", daemon=True).start()
+        return run
+    _train(plan)
+    run.wait()
+    return run
+
+
+def _ready(adapter: PeftConfig | None, steps: int | None) -> PeftConfig | None:
+    """Return a copy of the configuration, fit to train on so many steps."""
+    if adapter is None:
+        return None
+    config: Any = copy.deepcopy(adapter)
+    config.task_type = config.task_type or "CAUSAL_LM"
+    if isinstance(config, AdaLoraConfig):
+        config.total_step = steps or config.total_step
+        if config.tinit + config.tfinal >= config.total_step or config.target_r >= config.init_r:
+            raise ConfigError(
+                f"AdaLoRA has tinit={config.tinit}, tfinal={config.tfinal} for {config.total_step} steps, and "
+                f"target_r={config.target_r} for init_r={config.init_r}; between both phases there must be a step, and "
+                "target_r must be smaller than init_r"
+            )
+    return config
+
+
+def _check_model(model: Any, config: PeftConfig | None) -> None:
+    if config is not None and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ConfigError(
+            "the model carries an adapter already, perhaps of an earlier call, as PEFT wraps layers in place; load the "
+            "model anew or take run.model.unload(), or leave adapter out to go on with the one it has"
+        )
+    if config is None and not any(tensor.requires_grad for tensor in model.parameters()):
+        raise ConfigError(
+            "no weight of the model is trainable; give adapter=, or load the adapter with is_trainable=True"
+        )
+
+
+def _train(plan: _Plan) -> None:
+    run, main = plan.run, PartialState().is_main_process
+    try:
+        offset, stages = 0, plan.record["stages"]
+        for index, part in enumerate(plan.parts):
+            run.dropped += part.data.dropped
+            now = json.loads(json.dumps(part.identity()))
+            if index < len(stages):
+                check_same(run.folder, stages[index], now, f"stage {index}: ")
+            else:
+                stages.append(now)
+                if main:
+                    write_json(run.folder / RUN, plan.record)
+            taken = fit_part(run, part, index, offset, plan.hooks, _recorder(plan, main), progress=plan.progress)
+            if taken is None:
+                run.finish("stopped")
+                return
+            offset += taken
+        if main:
+            _publish(run)
+        run.finish("finished")
+    except BaseException as error:
+        run.finish("failed", error)
+    finally:
+        run.model.eval()
+
+
+def _recorder(plan: _Plan, main: bool) -> Callable[[dict[str, Any]], None]:
+    run = plan.run
+
+    def record(row: dict[str, Any]) -> None:
+        run.history.append(row)
+        if main:
+            with (run.folder / HISTORY).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        if plan.on_log is not None:
+            plan.on_log(row)
+        run.tell()
+
+    return record
+
+
+def _publish(run: Run) -> None:
+    """Put the result into the run's folder, file by file under its final name when it is whole."""
+    partial = run.folder / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    run.model.save_pretrained(partial)
+    run.tokenizer.save_pretrained(partial)
+    for path in sorted(partial.iterdir()):
+        path.replace(run.folder / path.name)
+    partial.rmdir()

@@ -1,0 +1,211 @@
+"""The step of transformers' and of TRL's trainer with our losses in it: answers, routing, AdaLoRA, the user's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor
+from transformers import Trainer
+
+from workbench.adapters import auxiliary_losses
+from workbench.errors import ConfigError
+from workbench.routing.find import inner_model
+from workbench.training.encode import shown
+from workbench.training.resume import allocator_of, load_state
+from workbench.training.settings import Batch, TrainingFailed
+
+ExtraLosses = Callable[[Any, Batch], Mapping[str, Tensor]]
+
+
+# At run time `Trainer` follows in the method order; its types say less than is known here.
+_Base: Any = object
+
+
+class AnswerSteps(_Base):
+    """What both trainers share; the class that follows in the method order is `Trainer` or a child of it.
+
+    L = sum of cross-entropy over the step's answer tokens / their number + sum of the terms, where the terms are the
+    adapter's auxiliary losses, AdaLoRA's orthogonality and the user's extra losses, each a mean over micro-batches.
+    """
+
+    def __init__(self, *, part: Any, offset: int, extra: ExtraLosses | None, watch: Any, **kwargs: Any) -> None:
+        self.part, self.offset, self.extra, self.watch = part, offset, extra, watch
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+        self.step_ids: tuple[str, ...] = ()
+        self.token_losses = torch.empty(0)
+        super().__init__(**kwargs)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Add the terms to the answers' loss while training; refuse a loss that is no number."""
+        rows = inputs.pop("row")
+        self.watch.probe.mask = inputs["attention_mask"]
+        batch_inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
+        result = super().compute_loss(
+            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+        )
+        if not self.model.training:
+            return result
+        loss = result[0] if return_outputs else result
+        batch = self._batch(rows, batch_inputs)
+        terms = self._terms(batch)
+        answers = self.token_losses.sum() / (batch.inputs["labels"] != -100).sum()
+        # With the number of tokens given, the trainer leaves accumulation to the loss.
+        parts = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
+        loss = loss + sum(terms.values()) / parts if terms else loss
+        if not math.isfinite(float(loss.detach())):
+            named = "".join(f", {name} {float(value.detach()):.3g}" for name, value in terms.items())
+            self.fail(f"the loss is {float(loss.detach())} (answers {float(answers):.3g}{named})", batch.ids)
+        self._add({"answer_loss": answers, **terms} if terms else {})
+        self.watch.on_batch(batch)
+        return (loss, result[1]) if return_outputs else loss
+
+    def fail(self, what: str, ids: tuple[str, ...]) -> None:
+        """Stop a run whose numbers are broken.
+
+        Raises:
+            TrainingFailed: Always.
+        """
+        raise TrainingFailed(
+            f"{what} at step {self.step} on the examples {shown(ids)}; training stopped before this step changed "
+            f"a weight. {self.watch.last_good()} Look at these examples, or lower lr or max_grad_norm."
+        )
+
+    @property
+    def step(self) -> int:
+        """The optimiser step under way, from 1 over all stages."""
+        return self.offset + self.state.global_step + 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean of each term since the last row."""
+        if "loss" in logs and self.count:
+            for name, total in self.sums.items():
+                mean = self.accelerator.reduce(total / self.count, "mean")
+                logs[name] = float(mean)
+            self.sums, self.count = {}, 0
+        super().log(logs, start_time)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Bring back an adapter bit for bit; PEFT's own file has pruned ranks cut out."""
+        target = model if model is not None else self.model
+        if isinstance(target, PeftModel):
+            load_state(target, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _batch(self, rows: Tensor, inputs: Mapping[str, Tensor]) -> Batch:
+        counts = (inputs["labels"][:, 1:] != -100).sum(-1)
+        ids = tuple(self.part.data.ids[row] for row in rows.tolist())
+        self.step_ids = ids
+        losses = self.token_losses.sum(-1) / counts
+        return Batch(stage=self.part.name, step=self.step, ids=ids, inputs=inputs, losses=losses)
+
+    def _terms(self, batch: Batch) -> dict[str, Tensor]:
+        model = self.model
+        terms = dict(auxiliary_losses(model)) | orthogonality(model)
+        terms |= self.extra(model, batch) if self.extra is not None else {}
+        for name, value in terms.items():
+            # Reentrant checkpointing detaches such a loss without a word; a constant 0 is a loss that was skipped.
+            if not value.requires_grad and float(value) != 0:
+                raise ConfigError(
+                    f"the loss {name!r} is {float(value):.3g} and has no gradient, so it would train nothing; compute "
+                    "it with gradients on (not under no_grad or reentrant checkpointing), or leave it out"
+                )
+        return terms
+
+    def _add(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+        self.count += bool(values)
+
+
+class _PlainStep(_Base):
+    """transformers' step, but the loss is formed here: the model reads the labels and leaves its own loss out."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        outputs = model(**inputs)
+        loss = self.answer_loss(outputs, inputs["labels"], num_items_in_batch)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def answer_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        """Return the cross-entropy over answer tokens, and keep each token's for `Batch.losses`."""
+        counted = labels[:, 1:] != -100
+        flat = F.cross_entropy(outputs.logits[:, :-1][counted].float(), labels[:, 1:][counted], reduction="none")
+        self.token_losses = flat.new_zeros(counted.shape).masked_scatter(counted, flat.detach())
+        return flat.sum() / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+class AnswerTrainer(AnswerSteps, _PlainStep, Trainer):
+    """transformers' Trainer on answers."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        # It need not see the tokenizer, which it would make the model's settings follow.
+        del kwargs["processing_class"]
+        # Given a loss function, it counts the answer tokens of a whole step, over batches and processes.
+        super().__init__(compute_loss_func=self.answer_loss, **kwargs)
+        # AdaLoRA's tuner passes hooks of the model by; of other models the routers read the labels first.
+        wrapped: Any = self.model
+        reader = wrapped.base_model if allocator_of(wrapped) is not None else inner_model(wrapped)
+        self.hook = reader.register_forward_pre_hook(_without_labels, with_kwargs=True)
+
+
+def _without_labels(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, {name: value for name, value in kwargs.items() if name != "labels"}
+
+
+@cache
+def trl_trainer() -> type:
+    """Return TRL's SFTTrainer on answers; TRL is imported here alone.
+
+    Raises:
+        ConfigError: TRL is not installed.
+    """
+    try:
+        from trl.trainer.sft_trainer import SFTTrainer
+    except ImportError as error:
+        raise ConfigError(
+            "trainer='trl' needs TRL: pip install 'workbench[train]', or trainer='transformers'"
+        ) from error
+
+    class AnswerSFTTrainer(AnswerSteps, SFTTrainer):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.hook = kwargs["model"].register_forward_hook(self._keep)
+
+        def _keep(self, _module: Any, _inputs: Any, outputs: Any) -> None:
+            if getattr(outputs, "log_probs", None) is not None:
+                self.token_losses = -outputs.log_probs.detach()
+
+    return AnswerSFTTrainer
+
+
+def orthogonality(model: Any) -> dict[str, Tensor]:
+    """Return AdaLoRA's penalty on factors that are not orthonormal, as `orthogonal`; empty for other adapters.
+
+    weight * mean over factors of ||A A^T - I||_F and ||B^T B - I||_F.
+
+    Source: AdaLoRA (arXiv 2303.10512), equation 4, with PEFT's norm and mean.
+    """
+    if allocator_of(model) is None:
+        return {}
+    tuner = model.base_model
+    weight = tuner.peft_config[tuner.trainable_adapter_name].orth_reg_weight
+    gaps = []
+    for name, factor in tuner.model.named_parameters():
+        if factor.requires_grad and ("lora_A" in name or "lora_B" in name):
+            gram = factor @ factor.T if "lora_A" in name else factor.T @ factor
+            gaps.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device, dtype=gram.dtype)))
+    return {"orthogonal": weight * torch.stack(gaps).mean()} if weight and gaps else {}

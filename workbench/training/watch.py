@@ -1,0 +1,142 @@
+"""What happens beside the steps of a stage: rank allocation, stop, history, checkpoints that are whole."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import TrainerCallback
+
+from workbench.training.resume import MARK, allocator_of, checkpoints, last_checkpoint, save_state, write_json
+from workbench.training.routing import RoutingProbe
+from workbench.training.settings import Batch
+from workbench.training.stages import Part
+
+_NOISE = ("total_flos", "train_loss", "_runtime", "_per_second", "num_tokens")
+
+
+class Watch(TrainerCallback):
+    """Runs beside one stage.
+
+    Args:
+        part: The stage.
+        offset: Optimiser steps of the stages before it.
+        record: Called with each new row of the history.
+        curriculum: Its state, if it has one, is saved with each checkpoint.
+        stop: Ends the stage, with a checkpoint, after the step under way.
+        on_batch: The user's hook, called with each `Batch`.
+        evaluate: The user's measure, called with the model.
+        eval_every: Steps between two calls of it.
+        keep: How many checkpoints stay; None for all.
+    """
+
+    def __init__(
+        self,
+        *,
+        part: Part,
+        offset: int,
+        record: Callable[[dict[str, Any]], None],
+        curriculum: Any,
+        stop: threading.Event,
+        on_batch: Callable[[Batch], Any] | None,
+        evaluate: Callable[[Any], Mapping[str, Any]] | None,
+        eval_every: int,
+        keep: int | None,
+    ) -> None:
+        self.part, self.offset, self.record, self.curriculum, self.stop = part, offset, record, curriculum, stop
+        self.on_batch = on_batch or (lambda batch: None)
+        self.evaluate, self.eval_every, self.keep = evaluate, eval_every, keep
+        self.rows: list[dict[str, Any]] = []
+        self.ended = False
+        self.trainer: Any = None
+        self.probe = RoutingProbe()
+
+    def last_good(self) -> str:
+        """Say where the last good weights are."""
+        kept = last_checkpoint(Path(self.trainer.args.output_dir))
+        return f"The last good checkpoint is {kept}." if kept else "No checkpoint of this stage was written yet."
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Look at the routers in the steps that are logged."""
+        if (state.global_step + 1) % args.logging_steps == 0 or state.global_step == 0:
+            self.probe.attach(self.trainer.model)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Refuse gradients that are no numbers before they reach the weights."""
+        self.probe.detach()
+        grads = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
+        if grads and not bool(torch.isfinite(torch.stack([grad.float().sum() for grad in grads])).all()):
+            self.trainer.fail("a gradient is not a number", self.trainer.step_ids)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Let AdaLoRA allocate its ranks while the gradients are there; no trainer does."""
+        if allocator_of(self.trainer.model) is not None:
+            self.trainer.model.base_model.update_and_allocate(self.trainer.step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Evaluate where it is due; stop when asked; log before each checkpoint, so that resumed rows are the same."""
+        last, due = state.global_step >= state.max_steps, control.should_log
+        if self.evaluate is not None and (last or state.global_step % self.eval_every == 0):
+            model = self.trainer.model
+            model.eval()
+            self.trainer.log({f"eval_{name}": _number(value) for name, value in self.evaluate(model).items()})
+        if self.stop.is_set() and not last:
+            control.should_training_stop = control.should_save = True
+        # A stage that its own rule ends must end in a checkpoint.
+        control.should_save |= self.ended or (control.should_evaluate and self.part.done is not None)
+        control.should_log = due or control.should_save
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write a row: where the run stands, the losses, AdaLoRA's ranks, and what the routers did."""
+        values = {name: value for name, value in kwargs["logs"].items() if not name.endswith(_NOISE)}
+        values["tokens"] = values.pop("num_input_tokens_seen", 0)
+        if not any(name == "loss" or name.startswith("eval_") for name in values):
+            return
+        row = {"stage": self.part.name, "step": self.offset + state.global_step, **values}
+        if "loss" in values:
+            row |= ranks(self.trainer.model) | self.probe.read()
+        self.rows.append(row)
+        self.record(row)
+        if self.part.done is not None and any(name.startswith("eval_") for name in values):
+            self.ended = bool(self.part.done(self.rows))
+            control.should_training_stop |= self.ended
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Add what is missing to a checkpoint, and mark it as whole when everything is written."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        PartialState().wait_for_everyone()
+        if not state.is_world_process_zero:
+            return
+        save_state(self.trainer.model, folder)
+        # A pickle that nothing here reads.
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        held = self.curriculum.state_dict() if hasattr(self.curriculum, "state_dict") else None
+        ended = self.ended or state.global_step >= state.max_steps
+        write_json(
+            folder / MARK,
+            {"step": state.global_step, "ended": ended, "curriculum": held, "rows": self.rows},
+        )
+        # Only now, when the new one is whole, may old ones go.
+        for old in checkpoints(folder.parent)[: -self.keep] if self.keep else ():
+            shutil.rmtree(old)
+
+
+def ranks(model: Any) -> dict[str, Any]:
+    """Return AdaLoRA's present rank by layer under `ranks` with their mean; empty for other adapters."""
+    if allocator_of(model) is None:
+        return {}
+    left = {
+        name.removesuffix(".lora_E"): int((e[model.base_model.trainable_adapter_name] != 0).sum())
+        for name, e in model.base_model.model.named_modules()
+        if name.endswith(".lora_E")
+    }
+    return {"mean_rank": sum(left.values()) / len(left), "ranks": left}
+
+
+def _number(value: Any) -> float:
+    return float(getattr(value, "value", value))
