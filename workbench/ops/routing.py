@@ -1,6 +1,7 @@
 """Routing as functions of tensors: the top-k gate, its entropy, and the losses that shape a router and its experts.
 
-Losses are float32 scalars. `counted` marks the rows that count (tokens that are no padding); None counts all, and no
+Losses are float32. A `...` in a shape is any number of leading dimensions, such as layers, each with a loss of its own.
+`counted` `(N,)` marks the rows that count (tokens that are no padding), with bool or 0 and 1; None counts all, and no
 row at all gives 0. Nothing here waits for the device.
 """
 
@@ -66,31 +67,37 @@ def balance_loss(router_logits: Tensor, selected_experts: Tensor, counted: Tenso
     K, and E is the most, at K = 1, when one expert takes all. f carries no gradient.
 
     Args:
-        router_logits: Unnormalised scores, `(N, E)`.
-        selected_experts: The chosen experts, `(N, K)`, int64.
-        counted: Rows that count, `(N,)`, bool or 0 and 1.
+        router_logits: Unnormalised scores, `(..., N, E)`.
+        selected_experts: The chosen experts, `(..., N, K)`, int64.
+        counted: Rows that count, `(N,)`.
+
+    Returns:
+        Shape `(...)`.
 
     Source: Switch Transformer (arXiv 2101.03961), equations 4 to 6, for K = 1; MixLoRA (arXiv 2404.15159), section 3;
     the scale for K > 1 is that of transformers' Mixtral.
     Deviates: Mixtral's function pools the rows of all layers before it multiplies. Here a layer is balanced by itself,
     as in Switch; concatenated logits of all layers give Mixtral's number.
     """
-    experts = router_logits.shape[-1]
     probabilities = router_logits.float().softmax(dim=-1)
-    chosen = torch.zeros_like(probabilities).scatter_(1, selected_experts, 1.0)
-    return experts * (_mean(chosen, counted) * _mean(probabilities, counted)).sum()
+    chosen = torch.zeros_like(probabilities).scatter_(-1, selected_experts, 1.0)
+    return router_logits.shape[-1] * (_mean(chosen, counted) * _mean(probabilities, counted)).sum(dim=-1)
 
 
 def z_loss(router_logits: Tensor, counted: Tensor | None = None) -> Tensor:
     """Return the mean of (log sum_e exp(logit_e))^2, which keeps the logits small.
 
     Args:
-        router_logits: Unnormalised scores, `(N, E)`.
-        counted: Rows that count, `(N,)`, bool or 0 and 1.
+        router_logits: Unnormalised scores, `(..., N, E)`.
+        counted: Rows that count, `(N,)`.
+
+    Returns:
+        Shape `(...)`.
 
     Source: ST-MoE (arXiv 2202.08906), equation 5.
     """
-    return _mean(router_logits.float().logsumexp(dim=-1).square(), counted)
+    squares = router_logits.float().logsumexp(dim=-1, keepdim=True).square()
+    return _mean(squares, counted).squeeze(-1)
 
 
 def expert_cosines(hidden: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,25 +133,25 @@ def in_batch_contrastive(
     chosen, all of length 1: L = -log(sum exp(q.k+ / tau) / (sum exp(q.k+ / tau) + sum exp(q.k- / tau))).
 
     Args:
-        cosines: Between the outputs of all experts of a row, `(N, E, E)`.
-        selected_experts: The chosen experts, `(N, K)`, int64; 2 <= K < E, or there is nothing to tell apart.
-        present: Outputs that are long enough to have a direction, `(N, E)`, bool; the others are left out.
+        cosines: Between the outputs of all experts of a row, `(..., N, E, E)`.
+        selected_experts: The chosen experts, `(..., N, K)`, int64; 2 <= K < E, or there is nothing to tell apart.
+        present: Outputs that are long enough to have a direction, `(..., N, E)`, bool; the others are left out.
         temperature: tau, above 0.
-        counted: Rows that count, `(N,)`, bool or 0 and 1.
+        counted: Rows that count, `(N,)`.
 
     Returns:
-        The mean over the chosen outputs that have a k+; 0 where there is none.
+        The mean over the chosen outputs that have a k+, `(...)`; 0 where there is none.
 
     Source: CoMoE (arXiv 2505.17553), the contrastive objective.
     """
-    chosen = torch.zeros_like(present).scatter_(1, selected_experts, True)
-    others = ~torch.eye(present.shape[1], dtype=torch.bool, device=present.device)
-    candidates = present[:, None, :] & others
-    positives = candidates & chosen[:, None, :]
+    chosen = torch.zeros_like(present).scatter_(-1, selected_experts, True)
+    others = ~torch.eye(present.shape[-1], dtype=torch.bool, device=present.device)
+    candidates = present[..., None, :] & others
+    positives = candidates & chosen[..., None, :]
     asking = chosen & present & positives.any(dim=-1)
     logits = cosines / temperature
-    loss = _candidates(logits, candidates) - _candidates(logits, positives)
-    return _mean(loss.flatten(), (asking if counted is None else asking & counted.bool()[:, None]).flatten())
+    loss = _over(logits, candidates) - _over(logits, positives)
+    return _mean_of(loss, asking if counted is None else asking & counted.bool()[:, None])
 
 
 def queue_contrastive(queries: Tensor, keys: Tensor, filled: Tensor, temperature: float, minimum: int = 1) -> Tensor:
@@ -153,41 +160,48 @@ def queue_contrastive(queries: Tensor, keys: Tensor, filled: Tensor, temperature
     L = -log(sum_{k in queue e} exp(q_e.k / tau) / sum_{k in all queues} exp(q_e.k / tau)).
 
     Args:
-        queries: An output of each expert for each of M sequences, of any length, `(M, E, D)`; one that is shorter than
-            `SMALLEST_NORM` is left out.
-        keys: Past outputs of length 1 without gradient, `(E, Q, D)`.
-        filled: How many of an expert's keys are real, `(E,)`, the first ones of its queue.
+        queries: An output of each expert for each of B sequences, of any length, `(..., B, E, D)`; one that is shorter
+            than `SMALLEST_NORM` is left out.
+        keys: Past outputs of length 1 without gradient, `(..., E, Q, D)`.
+        filled: How many of an expert's keys are real, the first ones of its queue, `(..., E)`.
         temperature: tau, above 0.
         minimum: A queue that holds fewer is neither asked nor counted; a query needs two such queues, its own and
             another one.
 
     Returns:
-        The mean over the queries that count; 0 where there is none.
+        The mean over the queries that count, `(...)`; 0 where there is none.
 
     Source: our reading of SparseDoctor (arXiv 2509.14269), whose formula is not public: the loss of CoMoE (arXiv
     2505.17553) over a queue like that of MoCo (arXiv 1911.05722).
     Deviates: no momentum encoder.
     """
-    experts, size, width = keys.shape
+    experts, size = keys.shape[-3:-1]
     queries = queries.float()
     ready = filled >= minimum
-    real = ready[:, None] & (torch.arange(size, device=keys.device) < filled[:, None])
-    asking = (queries.norm(dim=-1) > SMALLEST_NORM) & ready & (ready.sum() > ready.long())
-    units = normalize(queries, dim=-1, eps=SMALLEST_NORM).flatten(0, 1)
-    logits = units @ keys.float().reshape(experts * size, width).mT / temperature
-    by_queue = _candidates(logits.view(-1, experts, experts, size), real)
-    loss = by_queue.logsumexp(dim=-1) - by_queue.diagonal(dim1=1, dim2=2)
-    return _mean(loss.flatten(), asking.flatten())
+    real = ready[..., None] & (torch.arange(size, device=keys.device) < filled[..., None])
+    usable = ready & (ready.sum(dim=-1, keepdim=True) > 1)
+    asking = (queries.norm(dim=-1) > SMALLEST_NORM) & usable[..., None, :]
+    units = normalize(queries, dim=-1, eps=SMALLEST_NORM).flatten(-3, -2)
+    logits = units @ keys.float().flatten(-3, -2).mT / temperature
+    by_queue = _over(logits.unflatten(-1, (experts, size)), real[..., None, :, :])
+    by_queue = by_queue.unflatten(-2, (-1, experts))
+    loss = by_queue.logsumexp(dim=-1) - by_queue.diagonal(dim1=-2, dim2=-1)
+    return _mean_of(loss, asking)
 
 
-def _candidates(logits: Tensor, allowed: Tensor) -> Tensor:
+def _over(logits: Tensor, allowed: Tensor) -> Tensor:
     """Return log sum exp over the allowed entries of the last dimension."""
     return logits.masked_fill(~allowed, _NEVER).logsumexp(dim=-1)
 
 
-def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
-    """Return the mean over the first dimension of the rows that count, 0 where none does."""
+def _mean(rows: Tensor, counted: Tensor | None) -> Tensor:
+    """Return the mean of the rows `(..., N, C)` that count, `(..., C)`, 0 where none does."""
     if counted is None:
-        return values.mean(dim=0)
-    weights = counted.to(values.dtype)
-    return (weights @ values) / weights.sum().clamp_min(1.0)
+        return rows.mean(dim=-2)
+    weights = counted.to(rows.dtype)
+    return (weights @ rows) / weights.sum().clamp_min(1.0)
+
+
+def _mean_of(values: Tensor, asked: Tensor) -> Tensor:
+    """Return the mean of the values `(..., N, E)` that are asked for, `(...)`, 0 where none is."""
+    return (values * asked).sum(dim=(-2, -1)) / asked.sum(dim=(-2, -1)).clamp_min(1)

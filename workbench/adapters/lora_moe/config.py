@@ -42,39 +42,22 @@ class LoraMoeConfig(PeftConfig):
     num_experts: int = field(default=4, metadata=_help("Experts of each layer, of which a router chooses."))
     num_experts_per_tok: int = field(default=2, metadata=_help("Experts that a token takes, 1 to num_experts."))
     shared_expert: bool = field(default=False, metadata=_help("Add one expert that every token takes, with weight 1."))
-    router: str = field(
-        default="module",
-        metadata=_help("'module': each target has a router; 'layer': the targets of a decoder layer share one."),
-    )
-    routing: str = field(
-        default="token",
-        metadata=_help("'token': each token takes its own route; 'sequence': the mean over the prompt decides."),
-    )
-    router_jitter_noise: float = field(
-        default=0.0, metadata=_help("In training the router reads x * uniform(1 - noise, 1 + noise), 0 to below 1.")
-    )
+    router: str = field(default="module", metadata=_help("One for each target 'module', or for each decoder 'layer'."))
+    routing: str = field(default="token", metadata=_help("By 'token', or by 'sequence': its prompt's mean decides."))
+    router_jitter_noise: float = field(default=0.0, metadata=_help("In training routers read x * uniform(1 -+ noise)."))
     router_aux_loss_coef: float = field(default=0.001, metadata=_help("Weight of the balance loss, 0 for none."))
     router_z_loss_coef: float = field(default=0.0, metadata=_help("Weight of the z-loss, 0 for none."))
     contrastive_loss_coef: float = field(default=0.01, metadata=_help("Weight of the contrastive loss, 0 for none."))
-    contrastive: str = field(
-        default="queue",
-        metadata=_help("'queue': against past outputs; 'in_batch': against those of the same token."),
-    )
+    contrastive: str = field(default="queue", metadata=_help("Against past outputs ('queue') or 'in_batch', by token."))
     temperature: float = field(default=0.07, metadata=_help("Temperature of the contrastive loss, above 0."))
     queue_size: int = field(default=256, metadata=_help("Past outputs that are kept for each expert of a layer."))
-    queue_dim: int | None = field(
-        default=128, metadata=_help("Numbers kept of an output, by a fixed random projection; None keeps it whole.")
-    )
-    target_modules: Any = field(
-        default=None, metadata=_help("Names of linear layers, a regular expression, or 'all-linear'; as for LoRA.")
-    )
+    queue_dim: int | None = field(default=128, metadata=_help("Width they are projected to; None keeps them whole."))
+    target_modules: Any = field(default=None, metadata=_help("Names, an expression or 'all-linear', as in LoRA."))
     exclude_modules: Any = field(default=None, metadata=_help("Names, or a regular expression, of layers to leave."))
     layers_to_transform: Any = field(default=None, metadata=_help("Index, or indices, of the decoder layers to adapt."))
     layers_pattern: Any = field(default=None, metadata=_help("Name of the list of decoder layers, if unusual."))
-    modules_to_save: list[str] | None = field(
-        default=None, metadata=_help("Other modules to train and save in full, such as a classification head.")
-    )
-    bias: str = field(default="none", metadata=_help("Biases of the model to train: 'none', 'all' or 'lora_moe_only'."))
+    modules_to_save: list[str] | None = field(default=None, metadata=_help("Other modules to train and save whole."))
+    bias: str = field(default="none", metadata=_help("Biases of the model to train: 'none', 'all', 'lora_moe_only'."))
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from workbench.adapters.lora_moe.config import LoraMoeConfig
-from workbench.adapters.lora_moe.losses import Fleeting, contrastive_loss, router_losses
+from workbench.adapters.lora_moe.losses import Fleeting, Note, experts_for_contrast
 from workbench.adapters.lora_moe.queue import ExpertQueue
 from workbench.adapters.lora_moe.router import Batch, Router
 from workbench.errors import ConfigError, ModelError
@@ -63,7 +63,7 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):
         self.lora_moe_dropout = nn.ModuleDict()
         self.settings: dict[str, LoraMoeConfig] = {}
         self.leaders: dict[str, LoraMoeLayer] = {}
-        self.batch, self.routes, self.routing_losses = batch, Fleeting(), Fleeting()
+        self.batch, self.routes, self.notes = batch, Fleeting(), Fleeting()
 
     def update_layer(self, name: str, config: LoraMoeConfig, leader: LoraMoeLayer | None, **kwargs: Any) -> None:
         """Add an adapter: fresh A, B = 0, and a router of its own unless a leader's decides here."""
@@ -94,7 +94,7 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters:
             return result
         if not again:
-            self.routing_losses.clear()
+            self.notes.clear()
         for name in self.active_adapters:
             if name in self.lora_moe_A:
                 result = self._add(result, x, name, again)
@@ -111,7 +111,9 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):
         hidden = hidden.unflatten(-1, (-1, config.r))
         gated = hidden * gates[..., None]
         if self.training and down.requires_grad:
-            self._keep_losses(name, route, (hidden, gated), again)
+            note = self._note(name, route, hidden, gated)
+            if not again:
+                self.notes[name] = note
         return _plus(result, gated.flatten(-2), up, config.scaling)
 
     def _route(self, x: Tensor, name: str) -> _Route:
@@ -147,22 +149,25 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):
             )
         return route
 
-    def _keep_losses(self, name: str, route: _Route, hidden: tuple[Tensor, Tensor], again: bool) -> None:
-        config = self.settings[name]
-        experts = config.num_experts
+    def _note(self, name: str, route: _Route, hidden: Tensor, gated: Tensor) -> Note:
+        """Return what the losses need of this forward; padding counts in none of them where the mask is known."""
+        config, counted = self.settings[name], self.batch.rows(hidden)
+        by_token = len(route.gates) == hidden.shape[0] * hidden.shape[1]
         queue = cast(ExpertQueue, self.lora_moe_queue[name]) if config.uses_queue else None
-        counted = self.batch.rows(hidden[0])
-        by_row = counted if len(route.gates) == hidden[0].shape[0] * hidden[0].shape[1] else None
-        found: dict[str, Tensor] = {}
-        with torch.autocast(hidden[0].device.type, enabled=False):
-            if name in self.lora_moe_router:
-                found = router_losses(config, route.output, by_row)
-            if config.contrastive_loss_coef:
-                up = self.lora_moe_B[name][:, : experts * config.r]
-                chosen = hidden[queue is not None][:, :, :experts]
-                found["contrastive"] = contrastive_loss(config, route.output, chosen, up, queue, counted, again=again)
-        if not again:
-            self.routing_losses.update({(name, kind): loss for kind, loss in found.items()})
+        experts: tuple[Tensor, ...] = ()
+        if config.contrastive_loss_coef:
+            own = config.num_experts  # a shared expert is not contrasted
+            up = self.lora_moe_B[name][:, : own * config.r]
+            with torch.autocast(hidden.device.type, enabled=False):
+                experts = experts_for_contrast(queue, hidden[:, :, :own], gated[:, :, :own], up, counted, by_token)
+        return Note(
+            config=config,
+            output=route.output,
+            decided=name in self.lora_moe_router,
+            counted=counted if by_token else None,
+            queue=queue,
+            experts=experts,
+        )
 
     def keep_sequences(self, rows: Tensor) -> None:
         """Keep the prompts' routes of these sequences only, in this order."""

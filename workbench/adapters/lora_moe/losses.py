@@ -1,18 +1,21 @@
-"""The routing losses: formed by a layer in its forward, gathered once a step."""
+"""The routing losses: a layer notes what they need in its forward, and all layers' are formed together once a step."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from workbench.ops.routing import balance_loss, expert_cosines, in_batch_contrastive, z_loss
+from workbench.adapters.lora_moe.config import LoraMoeConfig
+from workbench.adapters.lora_moe.queue import MINIMUM, ExpertQueue
+from workbench.ops.routing import balance_loss, expert_cosines, in_batch_contrastive, queue_contrastive, z_loss
 from workbench.records import RouterOutput
 
-if TYPE_CHECKING:
-    from workbench.adapters.lora_moe.config import LoraMoeConfig
-    from workbench.adapters.lora_moe.queue import ExpertQueue
+_DONE = "losses"  # no adapter's name, as that would have to be a module's
 
 
 class Fleeting(dict[Any, Any]):
@@ -25,8 +28,55 @@ class Fleeting(dict[Any, Any]):
         return Fleeting, ()
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Note:
+    """What one layer's forward leaves for the losses.
+
+    Args:
+        config: Says which losses.
+        output: The router's decision; of the tokens or of whole sequences.
+        decided: The decision is this layer's own router's.
+        counted: Which rows of the decision are no padding, or None.
+        queue: The layer's queue, if it has one.
+        experts: Of the experts' outputs, what the contrast needs: shortened outputs `(B, E, dim)` for a queue; their
+            cosines `(N, E, E)` and which are present `(N, E)` within the batch; nothing without a contrast.
+    """
+
+    config: LoraMoeConfig
+    output: RouterOutput
+    decided: bool
+    counted: Tensor | None
+    queue: ExpertQueue | None
+    experts: tuple[Tensor, ...]
+
+
+def experts_for_contrast(
+    queue: ExpertQueue | None, hidden: Tensor, gated: Tensor, up: Tensor, counted: Tensor | None, by_token: bool
+) -> tuple[Tensor, ...]:
+    """Return what a contrast needs of the experts' outputs, which are never formed for single tokens.
+
+    Args:
+        queue: The layer's queue, or None for the contrast within the batch.
+        hidden: What each expert's A made of the tokens, `(B, T, E, R)`.
+        gated: The same, each expert's times its routing weight.
+        up: The experts' B side by side, `(D, E * R)`.
+        counted: Which tokens are no padding, `(B * T,)`, or None.
+        by_token: Each token has a route; else each sequence, and their tokens' outputs are summed.
+    """
+    if queue is None and by_token:
+        return expert_cosines(hidden.flatten(0, 1), up)
+    batch, tokens, experts, rank = hidden.shape
+    share = hidden.new_ones(batch, 1, tokens) if counted is None else counted.to(hidden.dtype).view(batch, 1, tokens)
+    pooled = (share @ (hidden if queue is None else gated).flatten(2)).view(batch, experts, rank).float()
+    if queue is None:
+        return expert_cosines(pooled, up)
+    return (queue.shorten(torch.einsum("ber,der->bed", pooled, up.float().unflatten(1, (experts, rank)))),)
+
+
 def routing_losses(model: torch.nn.Module) -> dict[str, Tensor]:
     """Return each routing loss of the model's last forward: its mean over the routers or layers, times its weight.
+
+    The first call after a forward puts the micro-batch into the queues; further calls return the same tensors.
 
     Args:
         model: Any model, wrapped or not.
@@ -35,57 +85,46 @@ def routing_losses(model: torch.nn.Module) -> dict[str, Tensor]:
         Name (`balance`, `z`, `contrastive`) to float32 scalar; empty for a model without LoRA mixtures, after a
         forward in evaluation mode, and where every weight is 0.
     """
-    gathered: dict[str, list[Tensor]] = {}
-    for module in model.modules():
-        losses = getattr(module, "routing_losses", None)
-        for name, value in losses.items() if isinstance(losses, Fleeting) else ():
-            gathered.setdefault(name[1], []).append(value)
-    return {name: torch.stack([v.to(values[0].device) for v in values]).mean() for name, values in gathered.items()}
+    held = [notes for module in model.modules() if isinstance(notes := getattr(module, "notes", None), Fleeting)]
+    held = [notes for notes in held if notes]
+    if not held:
+        return {}
+    if _DONE not in held[0]:
+        held[0][_DONE] = _formed([note for notes in held for note in notes.values()])
+    return dict(held[0][_DONE])
 
 
-def router_losses(config: LoraMoeConfig, routing: RouterOutput, counted: Tensor | None) -> dict[str, Tensor]:
-    """Return the losses of one router, times their weights; those with weight 0 are left out."""
-    found: dict[str, Tensor] = {}
-    if config.router_aux_loss_coef:
-        balance = balance_loss(routing.router_logits, routing.selected_experts, counted)
-        found["balance"] = config.router_aux_loss_coef * balance
-    if config.router_z_loss_coef:
-        found["z"] = config.router_z_loss_coef * z_loss(routing.router_logits, counted)
-    return found
+def _formed(notes: list[Note]) -> dict[str, Tensor]:
+    groups: dict[tuple[object, ...], list[Note]] = defaultdict(list)
+    for note in notes:
+        logits = note.output.router_logits
+        shapes = tuple(tensor.shape for tensor in (logits, *note.experts))
+        groups[id(note.config), note.decided, note.counted is None, logits.device, shapes].append(note)
+    found: dict[str, list[Tensor]] = defaultdict(list)
+    for group in groups.values():
+        for name, losses in _losses(group):
+            found[name].append(losses)
+    return {name: torch.cat([part.to(parts[0].device) for part in parts]).mean() for name, parts in found.items()}
 
 
-def contrastive_loss(
-    config: LoraMoeConfig,
-    routing: RouterOutput,
-    hidden: Tensor,
-    up: Tensor,
-    queue: ExpertQueue | None,
-    counted: Tensor | None,
-    *,
-    again: bool,
-) -> Tensor:
-    """Return the contrastive loss of one layer, times its weight.
-
-    Args:
-        config: Says which contrast.
-        routing: Of the rows; tokens or whole sequences.
-        hidden: What each expert's A made of the tokens, each with its routing weight for a queue, `(B, T, E, R)`.
-        up: The experts' B side by side, `(D, E * R)`.
-        queue: The layer's queue, or None for the contrast within the batch.
-        counted: Which tokens are no padding, `(B * T,)`, or None.
-        again: This forward is recomputed within a backward.
-    """
-    batch, tokens, experts, rank = hidden.shape
-    if queue is None and len(routing.selected_experts) == batch * tokens:
-        cosines, present = expert_cosines(hidden.flatten(0, 1), up)
-        loss = in_batch_contrastive(cosines, routing.selected_experts, present, config.temperature, counted)
-        return config.contrastive_loss_coef * loss
-    share = hidden.new_ones(batch, 1, tokens) if counted is None else counted.to(hidden.dtype).view(batch, 1, tokens)
-    pooled = (share @ hidden.flatten(2)).view(batch, experts, rank)
-    if queue is None:
-        cosines, present = expert_cosines(pooled, up)
-        loss = in_batch_contrastive(cosines, routing.selected_experts, present, config.temperature)
+def _losses(group: list[Note]) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and values, one for each of some layers of equal shapes, times the weight."""
+    config, counted = group[0].config, group[0].counted
+    logits = torch.stack([note.output.router_logits for note in group])
+    selected = torch.stack([note.output.selected_experts for note in group])
+    if group[0].decided and config.router_aux_loss_coef:
+        yield "balance", config.router_aux_loss_coef * balance_loss(logits, selected, counted)
+    if group[0].decided and config.router_z_loss_coef:
+        yield "z", config.router_z_loss_coef * z_loss(logits, counted)
+    if not group[0].experts:
+        return
+    experts = [torch.stack(parts) for parts in zip(*(note.experts for note in group))]
+    if group[0].queue is None:
+        loss = in_batch_contrastive(experts[0], selected, experts[1], config.temperature, counted)
     else:
-        outputs = torch.einsum("ber,der->bed", pooled.float(), up.float().unflatten(1, (experts, rank)))
-        loss = queue.contrast(outputs, config.temperature, again=again)
-    return config.contrastive_loss_coef * loss
+        queues = [note.queue for note in group if note.queue is not None]
+        keys, filled = (torch.stack(parts) for parts in zip(*(queue.keys() for queue in queues)))
+        loss = queue_contrastive(experts[0], keys, filled, config.temperature, min(MINIMUM, config.queue_size))
+        for queue, outputs in zip(queues, experts[0]):
+            queue.add(outputs)
+    yield "contrastive", config.contrastive_loss_coef * loss

@@ -1,0 +1,182 @@
+"""Time a mixture of LoRA experts against PEFT's LoRA of the same active rank, and against a loop over the experts.
+
+    python benchmarks/lora_moe.py --threads 2                            # classroom size and 84 M weights, on a CPU
+    python benchmarks/lora_moe.py --device cuda --sizes 1b 8b            # in bfloat16
+
+Random Llama models; the arms have r 8, 4 experts, 2 a token, all linear layers of the decoder, against LoRA of rank 16.
+Every round times each arm once, in turn, so that a busy machine hurts all alike; the ratios are medians over the
+rounds' own ratios, with the smallest and largest. All arms have random B, as after training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from workbench.adapters import LoraMoeConfig, auxiliary_losses
+from workbench.adapters.lora_moe.layer import LoraMoeLayer
+
+SIZES = {
+    "classroom": {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4, "vocab_size": 1024},
+    "84m": {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 12, "vocab_size": 16000},
+    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 32000},
+    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 32000},
+}
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+RANK, EXPERTS, CHOSEN = 8, 4, 2
+GOALS = {
+    "train: mixture / LoRA": "<= 1.25",
+    "train: loop / mixture": ">= 1.50",
+    "train: queue / no contrast": "<= 1.10",
+    "train: in-batch / no contrast": "-",
+    "generate: mixture / LoRA": "<= 1.30",
+}
+
+
+class LoopLayer(LoraMoeLayer):
+    """The plain way: for each expert, pick its tokens, run them through its A and B, and add them back."""
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Return what the grouped layer returns, up to rounding."""
+        result = self.base_layer(x, *args, **kwargs)
+        rows, flat = x.flatten(0, -2), result.flatten(0, -2)
+        config = self.settings["default"]
+        down, up = self.lora_moe_A["default"].split(config.r), self.lora_moe_B["default"].split(config.r, dim=1)
+        rows = rows.to(down[0].dtype)
+        output = self.lora_moe_router["default"](rows)
+        for expert in range(config.num_experts):
+            token, place = (output.selected_experts == expert).nonzero(as_tuple=True)
+            made = linear(linear(rows[token], down[expert]), up[expert]) * config.scaling
+            weighted = made * output.routing_weights[token, place, None].to(made.dtype)
+            flat = flat.index_add(0, token, weighted.to(flat.dtype))
+        return flat.view(result.shape)
+
+
+def mixture(**changes: object) -> LoraMoeConfig:
+    settings = {"contrastive_loss_coef": 0.0, "num_experts": EXPERTS, "num_experts_per_tok": CHOSEN} | changes
+    return LoraMoeConfig(r=RANK, target_modules=TARGETS, task_type="CAUSAL_LM", **settings)
+
+
+def arms(base: LlamaForCausalLM) -> dict[str, nn.Module]:
+    """Every arm has a base of its own, which shares its weights with the others."""
+    configs = {
+        "LoRA": LoraConfig(r=RANK * CHOSEN, target_modules=TARGETS, task_type="CAUSAL_LM"),
+        "mixture": mixture(),
+        "queue": mixture(contrastive_loss_coef=0.01),
+        "in-batch": mixture(contrastive_loss_coef=0.01, contrastive="in_batch"),
+        "loop": mixture(router_aux_loss_coef=0.0),
+    }
+    found = {name: get_peft_model(shared_copy(base), config) for name, config in configs.items()}
+    for module in found["loop"].modules():
+        if isinstance(module, LoraMoeLayer):
+            module.__class__ = LoopLayer
+    for model in found.values():
+        for name, tensor in model.named_parameters():
+            if "_B" in name:
+                nn.init.normal_(tensor, std=0.01)
+    return found
+
+
+def shared_copy(base: LlamaForCausalLM) -> LlamaForCausalLM:
+    return copy.deepcopy(base, {id(tensor): tensor for tensor in base.parameters()})
+
+
+def stepper(model: nn.Module, ids: Tensor) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW([tensor for tensor in model.parameters() if tensor.requires_grad], lr=1e-5)
+
+    def step() -> None:
+        model.train()
+        loss = model(input_ids=ids, labels=ids, attention_mask=torch.ones_like(ids)).loss
+        loss = loss + sum(auxiliary_losses(model).values())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def generator(model: nn.Module, ids: Tensor, tokens: int) -> Callable[[], None]:
+    def run() -> None:
+        model.eval()
+        model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens,
+            do_sample=False, pad_token_id=0,
+        )  # fmt: skip
+
+    return run
+
+
+def timed(runs: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn:  # the first turn warms up
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def measure(size: str, options: argparse.Namespace, device: torch.device) -> dict[str, list[float]]:
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    config = LlamaConfig(num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=2048, **SIZES[size])
+    torch.manual_seed(0)
+    with device:
+        base = LlamaForCausalLM(config).to(dtype)
+    print(f"\n{size}: {sum(tensor.numel() for tensor in base.parameters()) / 1e6:.1f} M weights, {dtype}")
+    models = arms(base)
+    ids = torch.randint(3, config.vocab_size, (options.batch, options.tokens), device=device)
+    train = timed({name: stepper(model, ids) for name, model in models.items()}, options.rounds, device)
+    some = {name: generator(models[name], ids[:, :32], options.new_tokens) for name in ("LoRA", "mixture")}
+    told = timed(some, options.rounds, device)
+    for name, seconds in [*train.items(), *((f"generate, {name}", seconds) for name, seconds in told.items())]:
+        print(f"  {name}: {statistics.median(seconds) * 1e3:.0f} ms")
+    pairs = {
+        "train: mixture / LoRA": (train["mixture"], train["LoRA"]),
+        "train: loop / mixture": (train["loop"], train["mixture"]),
+        "train: queue / no contrast": (train["queue"], train["mixture"]),
+        "train: in-batch / no contrast": (train["in-batch"], train["mixture"]),
+        "generate: mixture / LoRA": (told["mixture"], told["LoRA"]),
+    }
+    return {name: [mine / peer for mine, peer in zip(*pair)] for name, pair in pairs.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["classroom", "84m"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=16)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    found = {size: measure(size, options, device) for size in options.sizes}
+    print("\n| ratio | goal |" + "".join(f" {size} |" for size in found) + "\n|---|---|" + "---|" * len(found))
+    for name, goal in GOALS.items():
+        cells = (found[size][name] for size in found)
+        shown = (f" {statistics.median(cell):.2f} ({min(cell):.2f} to {max(cell):.2f}) |" for cell in cells)
+        print(f"| {name} | {goal} |" + "".join(shown))
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{options.threads} CPU threads"
+    last = found[options.sizes[-1]]
+    print(
+        f"\ndocs/benchmarks.md: LoRA mixture, {options.sizes[-1]}, {options.batch} x {options.tokens} tokens, {where}, "
+        f"torch {torch.__version__}: " + ", ".join(f"{name} {statistics.median(v):.2f}" for name, v in last.items())
+    )
+
+
+if __name__ == "__main__":
+    main()
