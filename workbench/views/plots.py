@@ -64,7 +64,7 @@ class RatioPlot(SweepPlot):
         figure = go.Figure()
         for i, line in enumerate(lines):
             figure.add_traces(_band(ratios, line, i))
-        _finish(figure, "Scores against the merge ratio", about_line(front, lines), label, "score (0 to 1)")
+        finish(figure, "Scores against the merge ratio", about_line(front, lines), label, "score (0 to 1)")
         figure.update_layout(hovermode="x unified")
         super().__init__(
             figure,
@@ -108,7 +108,7 @@ class ParetoPlot(SweepPlot):
         )
         figure = go.Figure(trace)
         title = f"{up.name} against {across.name}"
-        _finish(figure, title, about_line(front, lines), f"{across.name} score", f"{up.name} score")
+        finish(figure, title, about_line(front, lines), f"{across.name} score", f"{up.name} score")
         figure.update_xaxes(range=[-0.03, 1.03])
         reading = f"How to read this: each point is one blend, its number the {label}; up and to the right is better."
         picture = pareto_picture(ratios, across, up, label=label)
@@ -156,7 +156,7 @@ class TaskPlot(SweepPlot):
                 marker={"size": 10, "symbol": SYMBOLS[place], "color": COLOURS[(1, 3, 0)[place]]},
                 error_x={"type": "data", "symmetric": False, "thickness": 1.2, "width": 3, **error},
             )
-        _finish(figure, "Task by task: kept and forgotten", about_line(front, []), "score (0 to 1)", "")
+        finish(figure, "Task by task: kept and forgotten", about_line(front, []), "score (0 to 1)", "")
         figure.update_layout(height=190 + 26 * len(lines))
         figure.update_xaxes(range=[-0.03, 1.03])
         figure.update_yaxes(range=[len(lines) - 0.5, -0.5])
@@ -224,7 +224,8 @@ def _error(line: Curve) -> dict[str, Any]:
     }
 
 
-def _finish(figure: go.Figure, title: str, about: str, x_title: str, y_title: str) -> None:
+def finish(figure: go.Figure, title: str, about: str, x_title: str, y_title: str) -> None:
+    """Give a figure its title, what stands behind it, its axes, and colours for both themes."""
     clear = "rgba(0, 0, 0, 0)"
     figure.update_layout(
         title={"text": title, "x": 0.01, "subtitle": {"text": about, "font": {"size": 12, "color": GREY}}},
