@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+from peft import get_peft_model
 from pico_language import byte_tokenizer, pico
 from pico_mixtures import EXPERTS, NATIVE, TOP, mixture, xlora
 from torch import nn
@@ -87,6 +88,40 @@ def test_a_training_step_is_recorded_once_and_holds_no_graph(checkpointing) -> N
     assert model.model.layers[0].mlp.gate.weight.grad is not None
 
 
+def lora_moe(**changes):
+    from workbench.adapters import LoraMoeConfig
+
+    settings = {"r": 2, "num_experts": 4, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+    model = get_peft_model(pico(), LoraMoeConfig(**settings, **changes)).eval()
+    for name, tensor in model.named_parameters():
+        if "lora_moe" in name:
+            tensor.data.normal_(0, 0.5)
+    return model
+
+
+@pytest.mark.parametrize("changes", [{}, {"router": "layer"}, {"routing": "sequence"}, {"shared_expert": True}])
+def test_lora_mixtures_are_read_whatever_they_share(changes) -> None:
+    model = lora_moe(**changes)
+    with capture_routing(model) as trace:
+        written = model.generate(input_ids=IDS, attention_mask=MASK, max_new_tokens=4, do_sample=False)
+    each = ("self_attn.q_proj",) if "router" in changes else ("self_attn.q_proj", "mlp.down_proj")
+    assert list(trace.routers) == [f"layers.{i}.{part}.lora_moe_router.default" for i in range(2) for part in each]
+    assert trace.of(1).tokens["token_id"].tolist() == written[1, :-1].tolist()
+    assert trace.of(1).tokens["step"].tolist() == [0] * 5 + [1, 2, 3]
+    for output in trace.of(1).routers.values():
+        assert (len(output.router_logits.unique(dim=0)) == 1) == (changes == {"routing": "sequence"})
+
+
+def test_passes_without_the_adapter_have_no_routing() -> None:
+    model = lora_moe()
+    with capture_routing(model) as trace:
+        model(input_ids=IDS)
+        with model.disable_adapter():
+            model.generate(input_ids=IDS, max_new_tokens=3, do_sample=False)
+        model(input_ids=IDS)
+    assert len(trace) == 20
+
+
 def test_hooks_come_off_after_an_error_and_whole_passes_stay() -> None:
     model = mixture()
     before = hooks(model)
@@ -141,7 +176,7 @@ def test_xlora_reads_its_scalings_layer_by_layer(tmp_path, layerwise) -> None:
     model = xlora(tmp_path, layerwise_scalings=layerwise, top_k_lora=None)
     with capture_routing(model) as trace:
         model(input_ids=IDS)
-    names = [f"model.layers.{i}.self_attn.{part}_proj" for i in range(2) for part in "qv"]
+    names = [f"layers.{i}.self_attn.{part}_proj" for i in range(2) for part in "qv"]
     assert list(trace.routers) == (names if layerwise else ["internal_xlora_classifier"])
     scalings = model.internal_xlora_scalings.flatten(0, 1)
     for i, output in enumerate(trace.routers.values()):

@@ -75,6 +75,7 @@ class _Recorder:
         self.max_tokens, self.held, self.dropped = max_tokens, 0, 0
         self.passes: deque[_Pass] = deque()
         self.running: _Pass | None = None
+        self.following = False
 
     def begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
@@ -98,7 +99,10 @@ class _Recorder:
 
     def end(self, *_: Any) -> None:
         done, self.running = self.running, None
-        if done is None or not done.calls:
+        # Routers of whole sequences rest while an answer is written; routers that are switched off rest for good.
+        resting = self.passes[-1].shape[0] if self.passes and self.following else 0
+        self.following = done is not None and (bool(done.calls) or (done.past > 0 and done.shape[0] == resting))
+        if done is None or not self.following:
             return
         self.passes.append(done)
         self.held += done.shape[0] * done.shape[1]
@@ -133,9 +137,11 @@ def _fill(trace: RoutingTrace, recorder: _Recorder, model: nn.Module, routers: d
         return
     tokens, keep, order = _tokens(passes, _filler(inner_model(model)))
     collected: dict[str, list[RouterOutput]] = {}
+    standing: dict[str, RouterOutput] = {}
     for one in passes:
-        for name, output in _by_name(one, model, routers):
-            collected.setdefault(name, []).append(output)
+        standing = (standing if one.past else {}) | dict(_by_name(one, model, routers))
+        for name, output in standing.items():
+            collected.setdefault(name, []).append(_for_each_token(output, name, one.shape))
     for name, outputs in collected.items():
         if len(outputs) != len(passes):
             raise ModelError(
@@ -193,7 +199,7 @@ def _reads_again(before: _Pass, one: _Pass) -> bool:
 
 
 def _by_name(one: _Pass, model: nn.Module, routers: dict[nn.Module, list[str]]) -> Iterator[tuple[str, RouterOutput]]:
-    """Yield each call's router name and decisions for every token of the pass, `(B * T, ...)`."""
+    """Yield each call's router name and decisions, one for each token of the pass or one for each row."""
     seen: dict[nn.Module, int] = {}
     for module, raw in one.calls:
         place = seen[module] = seen.get(module, -1) + 1
@@ -202,7 +208,7 @@ def _by_name(one: _Pass, model: nn.Module, routers: dict[nn.Module, list[str]]) 
         name = names[place] if place < len(names) else f"{names[0]}#{place}"
         output = read_output(module, name, raw)
         if output.router_logits.dim() == 2:
-            yield name, _for_each_token(output, name, one.shape)
+            yield name, output
             continue
         for i, layer in enumerate(scaling_layers(model, module) or [name]):
             yield layer, RouterOutput(**{part: getattr(output, part)[:, :, i].flatten(0, 1) for part in _PARTS})

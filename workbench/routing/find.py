@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def find_routers(model: nn.Module) -> dict[nn.Module, list[str]]:
     for name, module in model.named_modules(remove_duplicate=False):
         declared = inspect.signature(type(module).forward).return_annotation
         if isinstance(module, (XLoraClassifier, *native)) or declared in (RouterOutput, "RouterOutput"):
-            found.setdefault(module, []).append(name.removeprefix("base_model.").removeprefix("model."))
+            found.setdefault(module, []).append(_short(name))
     if not found:
         raise ModelError(
             f"{type(model).__name__} has no router; take a mixture: a LoRA mixture (LoraMoeConfig), X-LoRA, or a model "
@@ -64,14 +65,18 @@ def scaling_layers(model: nn.Module, module: nn.Module) -> list[str] | None:
     """Return the names of the layers that X-LoRA scales one by one; None where they share their scalings."""
     if not isinstance(module, XLoraClassifier) or not module.config.layerwise_scalings:
         return None
-    names = [name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
-    return [name.removeprefix("base_model.lora_model.model.").removeprefix("base_model.model.") for name in names]
+    return [_short(name) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
 
 
 def inner_model(model: Any) -> nn.Module:
     """Return the transformers model within wrappers: the one that reads token ids, also while PEFT generates."""
     model = getattr(model, "module", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _short(name: str) -> str:
+    """Leave out what wrappers put in front, so that a model's layers have the same names with and without them."""
+    return re.sub(r"^((base_model|lora_model|model)\.)+", "", name)
 
 
 def _native_routers(model: nn.Module) -> tuple[type, ...]:
