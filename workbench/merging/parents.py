@@ -137,7 +137,7 @@ def check_tokenizers(tokenizers: Mapping[str, Any]) -> None:
         raise MergeError(
             f"The tokenizers of {first_name!r} ({len(mine)} tokens) and {name!r} ({len(theirs)} tokens) differ: token "
             f"{token!r} has id {mine.get(token)} in the first and {theirs.get(token)} in the second, so row by row the "
-            "embeddings mean different things. Choose parents with one tokenizer."
+            "embeddings mean different things. Choose parents with one tokenizer, or vocabulary='union' or 'base'."
         )
 
 

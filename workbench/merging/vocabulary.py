@@ -84,7 +84,7 @@ def align_vocabularies(
         how: `"base"`: the tokenizer of the base. `"union"`: the same, and the tokens of all others after it; of
             byte-pair tokenizers the merges that make those tokens too, so that text reaches them. None wants equal
             ones.
-        base: The name of the base; None takes the first parent's tokenizer, and no parent's rows go first.
+        base: The name of the base; None is the first parent for `"base"`, and for `"union"` no parent's rows go first.
 
     Returns:
         The vocabulary, or None where all have the same tokens and rows already.
@@ -120,8 +120,8 @@ def align_vocabularies(
     for parent, vocab in enumerate(vocabularies):
         rows[parent, places] = torch.tensor([vocab.get(token, -1) for token in tokens])
     givers = rows >= 0
-    if base is not None:
-        index = list(tokenizers).index(base)
+    if base is not None or how == "base":
+        index = list(tokenizers).index(lead)
         alone = torch.arange(len(tokenizers)).view(-1, 1) == index
         givers = torch.where(givers[index], alone, givers)
     return Vocabulary(tokenizer=tokenizer, rows=rows, givers=givers)
