@@ -60,8 +60,7 @@ class Filmstrip(widgets.VBox):
     Args:
         spectrum: A `RatioSpectrum`.
         tokenizer: Its parents' tokenizer; None takes the spectrum's own.
-        prompt: What is asked first; None takes the first of `prompts`.
-        prompts: Example prompts to pick from; a mapping gives them short names.
+        prompt: What is asked first.
         max_new_tokens: Most tokens of each answer, at least 1.
         on_pick: Called with the recipe of a row that is chosen, e.g. `live.apply`; None leaves rows without a choice.
 
@@ -74,8 +73,7 @@ class Filmstrip(widgets.VBox):
         spectrum: Any,
         tokenizer: Any = None,
         *,
-        prompt: str | None = None,
-        prompts: Sequence[str] | Mapping[str, str] = (),
+        prompt: str = DEFAULT_PROMPT,
         max_new_tokens: int = 48,
         on_pick: Callable[[Any], Any] | None = None,
     ) -> None:
@@ -90,23 +88,19 @@ class Filmstrip(widgets.VBox):
         self.answers: list[str] = [""] * len(self.labels)
         self._guard = threading.RLock()
         self._job: Job | None = None
-        examples = dict(prompts) if isinstance(prompts, Mapping) else {text: text for text in prompts}
-        first = prompt if prompt is not None else next(iter(examples.values()), DEFAULT_PROMPT)
-        self._prompt = widgets.Textarea(value=first, description="Prompt", continuous_update=False, rows=2)
-        options = [("choose …", ""), *examples.items()]
-        self._picker = widgets.Dropdown(options=options, value="", description="Example prompts")
+        self._prompt = widgets.Textarea(value=prompt, description="Prompt", continuous_update=False, rows=2)
         self._ask = widgets.Button(description="Ask", tooltip="Ask every blend this prompt")
-        for field in (self._prompt, self._picker):
-            field.add_class("wb-field")
+        self._prompt.add_class("wb-field")
         self._ask.add_class("wb-button")
         caption = f"Answers by {row_title(spectrum)}"
         self.frames = FrameList(caption=caption, pickable=on_pick is not None)
         self._status = widgets.HTML()
-        super().__init__(children=self._layout(bool(examples)))
+        head = f'<h3>One prompt, {len(self.labels)} blends</h3><p class="wb-note">{HOW_TO_READ}</p>'
+        foot = widgets.HTML(f'<p class="wb-note">{NOTICE}</p>')
+        super().__init__([widgets.HTML(head), self._prompt, self._ask, self.frames, self._status, foot])
         self.add_class("wb-view")
         self._worker = LatestWorker(self._work, self._failed)
         self._prompt.observe(lambda _: self.refresh(), "value")
-        self._picker.observe(self._pick_prompt, "value")
         self._ask.on_click(lambda _: self.refresh())
         self.frames.observe(self._pick, "chosen")
         self.refresh()
@@ -137,12 +131,6 @@ class Filmstrip(widgets.VBox):
         if getattr(self, "_worker", None) is not None:
             self._worker.close()
         super().close()
-
-    def _layout(self, examples: bool) -> list[widgets.Widget]:
-        head = f'<h3>One prompt, {len(self.labels)} blends</h3><p class="wb-note">{HOW_TO_READ}</p>'
-        asking = widgets.VBox([self._prompt, *([self._picker] if examples else []), self._ask])
-        foot = widgets.HTML(f'<p class="wb-note">{NOTICE}</p>')
-        return [widgets.HTML(head), asking, self.frames, self._status, foot]
 
     # What the thread calls.
 
@@ -184,10 +172,6 @@ class Filmstrip(widgets.VBox):
     def _pick(self, change: Any) -> None:
         if 0 <= change["new"] < len(self.spectrum.recipes):
             self._worker.submit(self.spectrum.recipes[change["new"]], must_run=True)
-
-    def _pick_prompt(self, change: Any) -> None:
-        if change["new"]:
-            self.prompt = change["new"]
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """Add a plain table to the widget: it is what a saved, untrusted notebook shows."""
