@@ -45,8 +45,7 @@ def consensus(method: str, deltas: Tensor, settings: RuleSettings) -> Agreement:
     Source: TIES-Merging (arXiv 2306.01708), section 3, steps 2 and 3; mergekit 0.1.5; PEFT `ties`.
     """
     rule, mergekit = RULES[method], settings.semantics == "mergekit"
-    # Papers and PEFT average what agrees; of mergekit's methods only TIES and DELLA do.
-    normalise = (rule.normalise if mergekit else rule.elect) if settings.normalise is None else settings.normalise
+    normalise = normalises(method, settings)
     if not rule.elect:
         return Agreement(None, math.fsum(settings.weights) if normalise else 1.0)
     weights = _column(settings, deltas)
@@ -62,6 +61,14 @@ def consensus(method: str, deltas: Tensor, settings: RuleSettings) -> Agreement:
         # Where nothing agrees there is nothing to divide, and this is faster than to look for zeros.
         return Agreement(mask, divisor.clamp_(min=min(settings.weights) if mergekit else 1.0))
     return Agreement(mask, divisor.masked_fill_(divisor == 0, 1.0))
+
+
+def normalises(method: str, settings: RuleSettings) -> bool:
+    """Say whether a method divides by the weights or the number of those that agree: as told, or by its habit."""
+    if settings.normalise is not None:
+        return settings.normalise
+    # Papers and PEFT average what agrees; of mergekit's methods only TIES and DELLA do.
+    return RULES[method].normalise if settings.semantics == "mergekit" else RULES[method].elect
 
 
 def _column(settings: RuleSettings, deltas: Tensor) -> Tensor:
