@@ -14,6 +14,7 @@ from accelerate import PartialState
 from transformers import PrinterCallback, TrainingArguments
 
 from workbench.errors import ConfigError
+from workbench.routing.find import inner_model
 from workbench.training.encode import Encoded, collate
 from workbench.training.resume import HISTORY, MARK, last_checkpoint, read_json, remove_broken
 from workbench.training.settings import Batch
@@ -62,8 +63,10 @@ def fit_part(
         remove_broken(folder)
     PartialState().wait_for_everyone()
     start = last_checkpoint(folder)
+    # Trainers switch the cache off, and wrap what stands under the name `forward` in the instance.
+    use_cache, models = run.model.config.use_cache, {run.model, inner_model(run.model)}
+    forwards = [(model, vars(model).get("forward")) for model in models]
     trainer, watch = _trainer(run, part, index, offset, hooks, record, folder, progress=progress)
-    use_cache = run.model.config.use_cache
     try:
         mark = {} if start is None else read_json(start / MARK)
         if start is not None:
@@ -75,7 +78,12 @@ def fit_part(
         ended = watch.ended or trainer.state.global_step >= part.steps
         return trainer.state.global_step if ended else None
     finally:
-        _leave(trainer, run.model, use_cache)
+        trainer.hook.remove()
+        watch.probe.detach()
+        run.model.config.use_cache = use_cache
+        for model, forward in forwards:
+            vars(model).pop("forward", None)
+            vars(model).update({} if forward is None else {"forward": forward})
 
 
 def _trainer(
@@ -166,13 +174,3 @@ def _go_back(run: Any, watch: Watch, mark: dict[str, Any], offset: int) -> None:
         (run.folder / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in run.history), encoding="utf-8")
     if mark["curriculum"] is not None:
         watch.curriculum.load_state_dict(mark["curriculum"])
-
-
-def _leave(trainer: Any, model: Any, use_cache: Any) -> None:
-    """Take off what trainers put on a model: hooks, wrapped forwards, a cache that is switched off."""
-    trainer.hook.remove()
-    trainer.watch.probe.detach()
-    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-    model.config.use_cache = use_cache
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    vars(base).pop("forward", None)

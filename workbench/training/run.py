@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import set_seed
 
 from workbench.errors import ConfigError
+from workbench.training.encode import encode
 from workbench.training.fit import Hooks, fit_part
 from workbench.training.resume import HISTORY, RUN, check_same, claim, model_digest, write_json
 from workbench.training.settings import Batch, TrainSettings, make_settings
@@ -164,10 +166,15 @@ def train(
     known = sum(part.steps for part in parts) if isinstance(parts, list) else None
     config = _ready(adapter, known)
     _check_model(model, config)
+    if world.num_processes > 1 and model.device != world.device:
+        # Each process opened the model on the first device; a note of that would keep the trainer from moving it.
+        vars(model).pop("hf_device_map", None)
+        model.to(world.device)
     folder = Path(output_dir).expanduser()
     hooks = Hooks(evaluate=evaluate, extra_losses=extra_losses, on_batch=on_batch, curriculum=curriculum)
     if validation is not None:
-        hooks.validation = make_parts(model, tokenizer, validation, None, chosen, 1)[0].data
+        limits = {"max_length": chosen.max_length, "too_long": chosen.too_long}
+        hooks.validation = encode(model, tokenizer, validation, **limits, name="validation examples")
     identity = {
         "settings": chosen.identity(), "adapter": config.to_dict() if config else None, "model": model_digest(model),
         "processes": world.num_processes,
@@ -197,10 +204,10 @@ def _ready(adapter: PeftConfig | None, steps: int | None) -> PeftConfig | None:
     config: Any = copy.deepcopy(adapter)
     config.task_type = config.task_type or "CAUSAL_LM"
     if isinstance(config, AdaLoraConfig):
-        config.total_step = steps or config.total_step
-        if config.tinit + config.tfinal >= config.total_step or config.target_r >= config.init_r:
+        total = config.total_step = steps or config.total_step or 0
+        if config.tinit + config.tfinal >= total or config.target_r >= config.init_r:
             raise ConfigError(
-                f"AdaLoRA has tinit={config.tinit}, tfinal={config.tfinal} for {config.total_step} steps, and "
+                f"AdaLoRA has tinit={config.tinit}, tfinal={config.tfinal} for {total} steps, and "
                 f"target_r={config.target_r} for init_r={config.init_r}; between both phases there must be a step, and "
                 "target_r must be smaller than init_r"
             )
@@ -222,6 +229,8 @@ def _check_model(model: Any, config: PeftConfig | None) -> None:
 def _train(plan: _Plan) -> None:
     run, main = plan.run, PartialState().is_main_process
     try:
+        # A layer whose rank AdaLoRA brought to 0 looks to PEFT like a lost shard.
+        warnings.filterwarnings("ignore", message=r"Adapter .* have invalid shape")
         offset, stages = 0, plan.record["stages"]
         for index, part in enumerate(plan.parts):
             run.dropped += part.data.dropped
