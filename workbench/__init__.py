@@ -17,6 +17,7 @@ _NAMES = {
     "ParetoPlot": "workbench.views.plots",
     "RatioPlot": "workbench.views.plots",
     "RatioSpectrum": "workbench.merging.spectrum",
+    "RouterInspector": "workbench.views.router_inspector",
     "ShortTermMemory": "workbench.curriculum.memory",
     "TaskPlot": "workbench.views.plots",
     "WorkbenchError": "workbench.errors",

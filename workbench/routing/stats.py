@@ -87,11 +87,12 @@ def coactivation(trace: RoutingTrace, *, draws: int = 500, seed: int = 0) -> dic
     result = {}
     for name, output in _routers(trace).items():
         chosen, top = _one_hot(output), output.selected_experts.shape[1]
-        experts = chosen.shape[1]
-        pairs = chosen[:, :, None] * chosen[:, None, :]
+        experts, documents = chosen.shape[1], trace.tokens["document"].numpy()
+        counts = np.bincount(documents).astype(float)
+        pairs = np.stack([chosen[documents == d].T @ chosen[documents == d] for d in range(len(counts))])
         pairs[:, range(experts), range(experts)] = np.nan
         chance = np.full((experts, experts), top * (top - 1) / max(experts * (experts - 1), 1))
-        result[name] = _mean(pairs, trace, chance, draws, seed)
+        result[name] = _resample(pairs, counts, chance, draws, seed)
     return result
 
 
@@ -177,20 +178,21 @@ def _one_hot(output: RouterOutput) -> np.ndarray:
 def _mean(
     values: np.ndarray, trace: RoutingTrace, chance: np.ndarray, draws: int, seed: int, keep: np.ndarray | None = None
 ) -> Estimate:
-    """Mean over tokens, and the percentile bootstrap over documents (Efron and Tibshirani, 1993, chapter 13)."""
     keep = np.ones(len(values), dtype=bool) if keep is None else keep
     documents = trace.tokens["document"].numpy()[keep]
     counts = np.bincount(documents).astype(float)
-    flat = values[keep].reshape(int(keep.sum()), -1)
-    sums = np.zeros((len(counts), flat.shape[1]))
-    np.add.at(sums, documents, flat)
-    value = sums.sum(0) / counts.sum()
-    used = int((counts > 0).sum())
-    if used < 2:
-        low = high = np.full(value.shape, np.nan)
-    else:
-        drawn = np.random.default_rng(seed).multinomial(used, np.where(counts > 0, 1 / used, 0.0), size=draws)
-        low, high = np.quantile(drawn @ sums / (drawn @ counts)[:, None], [0.025, 0.975], axis=0)
-    shape = values.shape[1:]
-    parts = {"value": value.reshape(shape), "low": low.reshape(shape), "high": high.reshape(shape)}
-    return Estimate(**parts, chance=np.asarray(chance), n=len(flat), documents=used)
+    sums = np.zeros((len(counts), *values.shape[1:]))
+    np.add.at(sums, documents, values[keep])
+    return _resample(sums, counts, chance, draws, seed)
+
+
+def _resample(sums: np.ndarray, counts: np.ndarray, chance: np.ndarray, draws: int, seed: int) -> Estimate:
+    """Mean over tokens, and the percentile bootstrap over documents (Efron and Tibshirani, 1993, chapter 13)."""
+    sums, counts = sums[counts > 0], counts[counts > 0]
+    value, used = sums.sum(0) / counts.sum(), len(counts)
+    low = high = np.full(value.shape, np.nan)
+    if used > 1:
+        drawn = np.random.default_rng(seed).multinomial(used, np.full(used, 1 / used), size=draws)
+        means = np.tensordot(drawn, sums, 1) / (drawn @ counts).reshape(-1, *[1] * value.ndim)
+        low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    return Estimate(value=value, low=low, high=high, chance=np.asarray(chance), n=int(counts.sum()), documents=used)
