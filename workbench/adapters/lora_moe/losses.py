@@ -90,7 +90,9 @@ def routing_losses(model: torch.nn.Module) -> dict[str, Tensor]:
     if not held:
         return {}
     if _DONE not in held[0]:
-        held[0][_DONE] = _formed([note for notes in held for note in notes.values()])
+        notes = [note for notes in held for note in notes.values()]
+        with torch.autocast(notes[0].output.router_logits.device.type, enabled=False):
+            held[0][_DONE] = _formed(notes)
     return dict(held[0][_DONE])
 
 
