@@ -189,7 +189,8 @@ class Curriculum:
         """Bring back what `state_dict` returned, of a curriculum with the same stages and memories."""
         self._reset()
         self._at, self._step, self._anchored = state["at"], list(state["step"]), set(state["anchored"])
-        self.history, self.costs = list(state["history"]), {k: dict(cost) for k, cost in state["costs"].items()}
+        self.history, costs = list(state["history"]), state["costs"]
+        self.costs = {name: dict(costs[name]) for name in self._names if name in costs}
         self._previous = read_tensors(base64.b64decode(state["previous"])) if state["previous"] else None
         for memory, held in zip(self._memories, state["memories"], strict=True):
             if memory is not None:

@@ -136,17 +136,15 @@ def stage_by_difficulty(
     ranked = sorted(range(len(rows)), key=lambda i: values[i])
     if borders is None:
         if not 1 <= num_stages <= len(rows):
-            raise ConfigError(
-                f"num_stages={num_stages} for {len(rows)} examples; it must be at least 1 and at most that"
-            )
+            raise ConfigError(f"num_stages={num_stages} for {len(rows)} examples; it must be from 1 to that number")
         parts = [part.tolist() for part in np.array_split(ranked, num_stages)]
     else:
         edges = [-math.inf, *borders, math.inf]
         parts = [[i for i in ranked if low <= values[i] < high] for low, high in itertools.pairwise(edges)]
     if borders is not None and not (sorted(borders) == [*borders] and all(parts)):
         raise ConfigError(
-            f"borders={[*borders]} give stages of {[len(part) for part in parts]} examples; borders must rise and leave "
-            f"no stage empty: the measure runs from {min(values):.3g} to {max(values):.3g}"
+            f"borders={[*borders]} give stages of {[len(part) for part in parts]} examples; borders must rise and "
+            f"leave no stage empty: the measure runs from {min(values):.3g} to {max(values):.3g}"
         )
     names = names or [f"stage {k + 1}" for k in range(len(parts))]
     if len(names) != len(parts):

@@ -176,15 +176,16 @@ class LongTermMemory:
 
     def examples(self, *, without: Iterable[str] = ()) -> list[Example]:
         """Return what is held, stage by stage, but for the stages named."""
-        left_out = set(without)
-        return [example for stage, held in self._held.items() if stage not in left_out for example in held]
+        # In the order of the quotas: that of `_held` is lost where JSON is written with sorted keys.
+        stages = [stage for stage in self.quotas if stage not in set(without)]
+        return [example for stage in stages for example in self._held.get(stage, [])]
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the memory as a table, stage by stage."""
         return [
             {"id": example.id, "stage": stage, "skill": example.skill, "query": example.query, "answer": example.answer}
-            for stage, held in self._held.items()
-            for example in held
+            for stage in self.quotas
+            for example in self._held.get(stage, [])
         ]
 
     def state_dict(self) -> dict[str, Any]:
