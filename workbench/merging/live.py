@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -12,13 +13,18 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.errors import ConfigError, MergeError
-from workbench.merging.coefficients import tensor_mix
-from workbench.merging.parents import check_depth, check_fit, check_tokenizers, place, weight_tensors
-from workbench.merging.recipe import DTYPES, MergeRecipe
+from workbench.merging.coefficients import tensor_mix, tensor_settings
+from workbench.merging.parents import check_depth
+from workbench.merging.recipe import MergeRecipe
+from workbench.merging.sources import Parent, adopt_sources, float_tensors, load_sources
 from workbench.merging.turns import Turns
 from workbench.merging.weights import depth_positions
 from workbench.models import load_model
+from workbench.ops.density import Codes, codes_key, has_codes, make_codes, merge_coded
 from workbench.ops.merging import Mix, cosine_similarity, mix_
+from workbench.ops.rule_settings import RuleSettings
+from workbench.ops.rules import ELEMENTWISE, coefficients, merge_tensor
+from workbench.ops.sparsify import delta_chunks, whole_model_threshold
 
 _EXACT_UP_TO = 1 << 25
 
@@ -27,57 +33,73 @@ class LiveMerge:
     """Hold the parents, and one model whose weights follow a recipe.
 
     Every move recomputes the weights from the pristine parents, so that nothing drifts and a way back is exact. Memory:
-    each parent once, and the live model. Tensors with several names (a tied lm_head) are computed once, under their
-    first name. Settings, tokenizer and generation settings are the first parent's.
+    each parent and the base once, and the live model; of an adapter, the tensors that it changes in float32. A sparse
+    method (TIES, DARE, DELLA, breadcrumbs) also keeps one byte for each weight of each parent, on the model's device,
+    made at its first move and freed when the method changes: with it a density is a comparison, off by at most 1/256.
+    Tensors with several names (a tied lm_head) are computed once, under their first name. Settings, tokenizer and
+    generation settings are those of the first whole model, or of the base.
 
     `model` is an ordinary transformers model; who computes with it while others may move the recipe does so inside
     `generation()`.
 
     Args:
         recipe: The merge to start with.
-        models: The parents, already loaded, in the order of the recipe's parents; they are held, not copied (except
-            where `device` or `dtype` differ), so leave their weights alone. None loads them by name.
+        models: The parents, already loaded, in the order of the recipe's parents: models, or `Delta`s of adapters. They
+            are held, not copied (except where `device` or `dtype` differ), so leave their weights alone. None loads
+            them by name; a folder of an adapter that PEFT saved is read as what it adds to the base.
+        base: The base, loaded or by name, also for a recipe that does not read one yet; None takes the recipe's.
         tokenizer: The parents' common tokenizer, where `models` are given.
         device: As in `load_model`; None keeps that of the given `models`.
         dtype: As in `load_model`; None takes the recipe's, or keeps that of the given `models`.
-        exact: True computes in mergekit's order, for the same bits; False reads memory once where it can, which is two
-            to three times faster and may be off in the last bit (see `ops.merging.mix_`). None is exact for models of
-            up to 2^25 (33 million) weights, where a move takes milliseconds either way.
+        exact: True computes as `export_merge` does: in mergekit's order, for the same bits, and with the density as it
+            is, which sorts at each move. False reads memory once where it can, which is two to three times faster and
+            may be off in the last bit (see `ops.merging.mix_`), and moves the density in 256ths. None is exact for
+            models of up to 2^25 (33 million) weights, where a move takes milliseconds either way, but for the density.
+        compiled: Let `torch.compile` make one loop of each sparse method; see `ops.density.merge_coded`.
 
     Raises:
         MergeError: The parents do not fit each other.
-        ConfigError: The recipe is for another number of layers, or `models` for another number of parents.
+        ConfigError: The recipe is for another number of layers, `models` for another number of parents, a parent is an
+            adapter and there is no base, or `base` is not the recipe's.
         ModelError: A parent cannot be loaded.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
-    exact: bool
+    exact: bool | None
+    compiled: bool
 
     def __init__(
         self,
         recipe: MergeRecipe,
         *,
-        models: Sequence[PreTrainedModel] | None = None,
+        models: Sequence[Parent] | None = None,
+        base: PreTrainedModel | str | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         exact: bool | None = None,
+        compiled: bool = False,
     ):
         dtype = dtype if dtype is not None else recipe.dtype
+        origin = _base_name(recipe, base)
         if models is None:
-            self._parents, self.tokenizer = _load(recipe.parents, device, dtype)
+            self._all = load_sources(recipe.parents, origin, device, dtype)
         else:
-            self._parents, self.tokenizer = _adopt(recipe.parents, models, device, dtype), tokenizer
-            check_fit(self._parents)
-        self.model = copy.deepcopy(next(iter(self._parents.values()))).eval()
-        self._targets = _float_tensors(self.model)
-        sources = [_float_tensors(parent) for parent in self._parents.values()]
-        self._sources = {name: [tensors[name] for tensors in sources] for name in self._targets}
+            whole = load_model(origin, device=device, dtype=dtype)[0] if origin and not _is_model(base) else base
+            held: Any = None if origin is None else (origin, whole)
+            self._all = adopt_sources(recipe.parents, models, held, tokenizer, device, dtype)
+        self.base, self.tokenizer = origin, self._all.tokenizer
+        self.model = copy.deepcopy(self._all.first).eval()
+        self._targets = float_tensors(self.model)
+        self._sources = self._all.tensors()
+        self._origins = {} if self._all.base is None else float_tensors(self._all.base[1])
         size = sum(target.numel() for target in self._targets.values())
-        self.exact = size <= _EXACT_UP_TO if exact is None else exact
+        self.exact, self.compiled, self._small = exact, compiled, size <= _EXACT_UP_TO
         self._positions = depth_positions(self._targets)
         self._cosines: dict[str, float] = {}
+        self._codes: dict[str, tuple[Any, list[Codes]]] = {}
+        self._models: dict[str, PreTrainedModel] = {}
         self._turns = Turns()
         self._recipe = recipe
         self.apply(recipe)
@@ -90,10 +112,15 @@ class LiveMerge:
     def parent(self, name: str | int) -> PreTrainedModel:
         """Return a pristine parent by name or place, to ask it something; leave its weights alone.
 
+        Of an adapter, it is a copy of the base with what the adapter adds, made when first asked for.
+
         Raises:
             ConfigError: There is no such parent.
         """
-        return self._parents[self.recipe.parents[self._place(name)]]
+        chosen = self.recipe.parents[self._place(name)]
+        if chosen not in self._models:
+            self._models[chosen] = self._all.model(chosen)
+        return self._models[chosen]
 
     def coefficients(self, recipe: MergeRecipe | None = None) -> dict[str, tuple[float, ...]]:
         """Return what each tensor is, or would be, made of: W = sum_i c_i W_i.
@@ -102,13 +129,29 @@ class LiveMerge:
             recipe: Any recipe of the same parents; None is the present one.
 
         Returns:
-            Tensor name to one coefficient per parent, in the order of the parents.
+            Tensor name to one coefficient per parent, in the order of the parents, and the base's last where the recipe
+            has a base.
 
         Raises:
-            MergeError: The recipe has other parents, or its weights sum to 0 at a tensor.
+            MergeError: The recipe has other parents, its weights sum to 0 at a tensor, or its method weighs every entry
+                of a tensor by itself.
             ConfigError: The recipe is for another number of layers.
         """
-        return {name: mix.coefficients for name, mix in self._mixes(recipe or self.recipe).items()}
+        recipe = recipe or self.recipe
+        if recipe.rule.sparse or recipe.method in ELEMENTWISE:
+            raise MergeError(
+                f"{recipe.method} weighs every entry by itself, so that no tensor has one number per parent. Ask for "
+                "the coefficients of a method such as linear, slerp or task_arithmetic."
+            )
+        found = {}
+        for name, step in self._plan(recipe).items():
+            if isinstance(step, RuleSettings):
+                origin = self._origins[name] if recipe.base else None
+                numbers = coefficients(recipe.method, self._sources[name], origin, step)
+                found[name] = numbers if origin is None else (*numbers, 1.0 - sum(numbers))
+            else:
+                found[name] = step.coefficients
+        return found
 
     def apply(self, recipe: MergeRecipe) -> None:
         """Recompute all weights, in place, from the parents.
@@ -120,30 +163,38 @@ class LiveMerge:
             recipe: A recipe of the same parents; its `dtype` is not looked at again.
 
         Raises:
-            MergeError: The recipe has other parents, its weights sum to 0 at a tensor, or the call comes from inside
-                a `generation()` of the same thread.
+            MergeError: The recipe has other parents or another base, its weights sum to 0 at a tensor, or the call
+                comes from inside a `generation()` of the same thread.
             ConfigError: The recipe is for another number of layers.
         """
         with self._turns.writing():
-            mixes = self._mixes(recipe)
+            plan = self._plan(recipe)
             try:
-                self._write(mixes)
+                self._write(recipe, plan)
             except BaseException:
-                self._write(self._mixes(self.recipe))
+                self._write(self.recipe, self._plan(self.recipe))
                 raise
             self._recipe = recipe
 
     def reset(self, parent: str | int = 0) -> None:
-        """Make the model bit for bit one of its parents, and the recipe that of this parent alone.
+        """Make the model bit for bit one of its parents or the base, and the recipe that of this model alone.
+
+        An adapter's model is the base with what it adds, rounded once.
 
         Args:
-            parent: Name or place of a parent.
+            parent: Name or place of a parent, or the base's name.
 
         Raises:
             ConfigError: There is no such parent.
         """
-        chosen = self._place(parent)
-        self.apply(self.recipe.replace(weights=[float(index == chosen) for index in range(len(self._parents))]))
+        count = len(self.recipe.parents)
+        if parent == self.base and self.base is not None:
+            alone = self.recipe.with_method("task_arithmetic", base=self.base, weights=[0.0] * count, normalise=None)
+        else:
+            chosen = self._place(parent)
+            method = self.recipe.method if self.recipe.method in ("linear", "slerp") else "linear"
+            alone = self.recipe.with_method(method, weights=[float(index == chosen) for index in range(count)])
+        self.apply(alone)
 
     @contextmanager
     def generation(self, *, preview: bool = True) -> Iterator[Event]:
@@ -159,18 +210,66 @@ class LiveMerge:
         with self._turns.reading(cut_short=preview) as stop:
             yield stop
 
-    def _mixes(self, recipe: MergeRecipe) -> dict[str, Mix]:
-        if recipe.parents != self.recipe.parents:
+    def _plan(self, recipe: MergeRecipe) -> dict[str, Mix | RuleSettings]:
+        """What is done at each tensor: a plain sum, or a rule and its settings."""
+        held = self.recipe
+        if recipe.parents != held.parents or recipe.base not in (None, self.base):
             raise MergeError(
-                f"The recipe's parents are {list(recipe.parents)}, this LiveMerge holds {list(self.recipe.parents)}. "
-                "Keep the parents, or make a new LiveMerge(recipe)."
+                f"The recipe's parents are {list(recipe.parents)}{_on(recipe.base)}, this LiveMerge holds "
+                f"{list(held.parents)}{_on(self.base)}. Keep them, or make a new LiveMerge(recipe)."
             )
         check_depth(self._targets, recipe.num_layers)
-        return {name: tensor_mix(recipe, name, place, self._cosine) for name, place in self._positions.items()}
+        if recipe.method in ("linear", "slerp"):
+            return {name: tensor_mix(recipe, name, place, self._cosine) for name, place in self._positions.items()}
+        threshold = self._thresholds(recipe)
+        plan = {name: tensor_settings(recipe, name, place, threshold) for name, place in self._positions.items()}
+        if recipe.method != "task_arithmetic":
+            return dict(plan)
+        return {name: self._as_mix(name, settings) for name, settings in plan.items()}
 
-    def _write(self, mixes: dict[str, Mix]) -> None:
+    def _as_mix(self, name: str, settings: RuleSettings) -> Mix | RuleSettings:
+        # Off in the last bit only; but with weights of 0 it is the one way to the base's own bits.
+        if self.exact is not False and any(settings.weights):
+            return settings
+        numbers = coefficients("task_arithmetic", self._sources[name], self._origins[name], settings)
+        return Mix(weights=(*numbers, 1.0 - sum(numbers)))
+
+    def _write(self, recipe: MergeRecipe, plan: dict[str, Mix | RuleSettings]) -> None:
+        if self.exact or not recipe.rule.sparse:
+            self._codes.clear()
         for name, target in self._targets.items():
-            mix_(target, self._sources[name], mixes[name], exact=self.exact)
+            step, parts = plan[name], self._sources[name]
+            origin = self._origins[name] if recipe.base else None
+            if isinstance(step, Mix):
+                parts = parts if origin is None else [*parts, origin]
+                alike = all(part.dtype == target.dtype for part in parts)
+                mix_(target, parts, step, exact=not alike or (self._small if self.exact is None else self.exact))
+            elif origin is not None and not self.exact and has_codes(recipe.method, step):
+                codes = self._codes_of(recipe.method, name, step)
+                merge_coded(recipe.method, parts, origin, step, codes, out=target, compiled=self.compiled)
+            else:
+                merge_tensor(recipe.method, parts, origin, step, out=target)
+
+    def _codes_of(self, method: str, name: str, settings: RuleSettings) -> list[Codes]:
+        key = codes_key(method, settings)
+        if name not in self._codes or self._codes[name][0] != key:
+            self._codes.pop(name, None)
+            make = partial(make_codes, method, base=self._origins[name], settings=settings)
+            self._codes[name] = key, [make(tensor=t, parent=index) for index, t in enumerate(self._sources[name])]
+        return self._codes[name][1]
+
+    def _thresholds(self, recipe: MergeRecipe) -> list[float] | None:
+        """TIES as in the paper trims over the whole model, at one density for each parent."""
+        if recipe.method != "ties" or recipe.semantics != "paper" or recipe.density is None:
+            return None
+
+        def chunks(parent: int) -> Iterator[torch.Tensor]:
+            for name, tensors in self._sources.items():
+                yield from delta_chunks(tensors[parent], self._origins[name])
+
+        count = sum(target.numel() for target in self._targets.values())
+        density = recipe.settings_at("", 0.0).density or ()
+        return [whole_model_threshold(partial(chunks, place), count, share) for place, share in enumerate(density)]
 
     def _cosine(self, name: str) -> float:
         if name not in self._cosines:
@@ -178,7 +277,7 @@ class LiveMerge:
         return self._cosines[name]
 
     def _place(self, parent: str | int) -> int:
-        names = list(self._parents)
+        names = list(self.recipe.parents)
         if parent in names:
             return names.index(str(parent))
         if isinstance(parent, int) and 0 <= parent < len(names):
@@ -186,28 +285,17 @@ class LiveMerge:
         raise ConfigError(f"No parent {parent!r}; the parents are {names}. Pass one of these names, or its place.")
 
 
-def _float_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    state = model.state_dict()
-    return {name: state[name] for name in weight_tensors(model) if state[name].is_floating_point()}
+def _is_model(base: object) -> bool:
+    return isinstance(base, PreTrainedModel)
 
 
-def _load(
-    names: Sequence[str], device: Any, dtype: Any
-) -> tuple[dict[str, PreTrainedModel], PreTrainedTokenizerBase | None]:
-    loaded = {name: load_model(name, device=device, dtype=dtype) for name in names}
-    models = {name: model for name, (model, _) in loaded.items()}
-    check_fit(models)
-    check_tokenizers({name: tokenizer for name, (_, tokenizer) in loaded.items()})
-    return models, loaded[names[0]][1]
+def _on(base: str | None) -> str:
+    return f" on the base {base!r}" if base else ""
 
 
-def _adopt(
-    names: Sequence[str], models: Sequence[PreTrainedModel], device: Any, dtype: Any
-) -> dict[str, PreTrainedModel]:
-    if len(models) != len(names):
-        raise ConfigError(f"{len(models)} models for the {len(names)} parents {list(names)}. Pass one for each.")
-    if isinstance(dtype, str) and dtype not in DTYPES:
-        raise ConfigError(f"dtype={dtype!r}; a merge works in one of {', '.join(DTYPES)}. Give one of these.")
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    device = None if device is None else torch.device(device)
-    return {name: place(model, device, dtype) for name, model in zip(names, models)}
+def _base_name(recipe: MergeRecipe, base: PreTrainedModel | str | None) -> str | None:
+    if isinstance(base, PreTrainedModel):
+        return recipe.base or base.name_or_path or "base"
+    if recipe.base and base and recipe.base != base:
+        raise ConfigError(f"base={base!r}, and the recipe's base is {recipe.base!r}. Leave one of them out.")
+    return recipe.base or base

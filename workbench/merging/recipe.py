@@ -163,13 +163,13 @@ class MergeRecipe:
     def _plain_settings(self) -> RuleSettings:
         """The settings that are plain numbers, with the rule's defaults for curves and filters, to check them once."""
         numbers = all(isinstance(weight, float) for weight in self._weights)
-        plain = {name: value for name in SHARED if isinstance(value := getattr(self, name), float)}
+        plain: dict[str, Any] = {name: value for name in SHARED if isinstance(value := getattr(self, name), float)}
         if self.method == "nearswap" and self.t is not None:
             plain.setdefault("t", 1.0)
         if self.density and all(isinstance(density, float) for density in self.density):
             plain["density"] = self.density
         weights = self._weights if numbers else (1.0,) * len(self.parents)
-        return RuleSettings(weights=weights, **self._flags, **plain)  # pyright: ignore[reportArgumentType]
+        return RuleSettings(weights=weights, **self._flags, **plain)
 
     @property
     def rule(self) -> Rule:
