@@ -99,6 +99,7 @@ def test_each_row_writes_what_its_merge_writes_alone(family: str) -> None:
     slerp = live.recipe.replace(method="slerp")
     recipes = [*spectrum_recipes(live.recipe, 3), *spectrum_recipes(slerp, [0.3]), live.recipe.replace(weights=CURVE)]
     spectrum = RatioSpectrum(recipes, live=live)
+    assert "RowNorm" in repr(spectrum.model)
     alone = one_by_one(live, recipes, prompts())
     torch.testing.assert_close(written(spectrum.model, spectrum.expand(prompts())), alone, rtol=0, atol=0)
 
@@ -130,6 +131,49 @@ def test_three_parents_signs_and_sums_other_than_one() -> None:
     )
 
 
+TRIMMED = {"base": "x/base", "density": 0.5}
+SPARSE = {
+    "task_arithmetic": [{"weights": [0.7, 0.6]}, {"weights": [0.2, -0.5], "lambda_": 0.5}],
+    "ties": [TRIMMED, TRIMMED | {"lambda_": 0.4}, TRIMMED | {"density": 0.2, "weights": [0.9, 0.3]}],
+    "dare_linear": [TRIMMED | {"weights": [0.9, 0.1]}, TRIMMED | {"weights": [0.1, 1.4], "lambda_": [0.2, 1.0]}],
+    "della": [TRIMMED, TRIMMED | {"epsilon": 0.1}],
+    "breadcrumbs": [TRIMMED | {"weights": [0.4, 0.3], "normalise": True}, TRIMMED | {"weights": [2, 1]}],
+    "multislerp": [{"weights": [0.3, 0.7]}, {"weights": [0.6, 0.4]}],
+    "nearswap": [{"t": 0.05, "base": "x/base"}, {"t": 0.3, "base": "x/base"}],
+}
+
+
+@pytest.mark.parametrize("method", SPARSE)
+@pytest.mark.parametrize("semantics", ["mergekit", "paper"])
+def test_methods_with_a_base_write_what_they_write_alone(method: str, semantics: str) -> None:
+    *models, base = random_models(FAMILIES["qwen3"], 3)
+    names = NAMES[:1] if method == "nearswap" else NAMES
+    shared = {"parents": names, "method": method, "semantics": semantics}
+    origin = {} if method == "multislerp" else {"base": "x/base"}
+    recipes = [MergeRecipe(**(shared | origin | changes)) for changes in SPARSE[method]]
+    live = LiveMerge(recipes[0], models=models[: len(names)], base=base, exact=True)
+    spectrum = RatioSpectrum(recipes, live=live)
+    alone = one_by_one(live, recipes, prompts())
+    assert torch.equal(written(spectrum.model, spectrum.expand(prompts())), alone)
+
+
+def test_fixed_masks_need_one_component_for_each_parent() -> None:
+    *models, base = random_models(FAMILIES["llama"], 3)
+    dare = MergeRecipe(parents=NAMES, method="dare_linear", **TRIMMED)
+    live = LiveMerge(dare, models=models, base=base)
+    ties = [dare.with_method("ties", weights=[w, 1 - w], semantics="peft") for w in (0.2, 0.5, 0.9)]
+    for recipes, count in (
+        (spectrum_recipes(dare, 5), 2),
+        (spectrum_recipes(dare.replace(lambda_=0.5), 5), 3),
+        (ties, 2),
+        ([r.replace(semantics="mergekit") for r in ties], 3),
+        ([ties[0].replace(semantics="mergekit", lambda_=number) for number in (0.25, 0.5, 1.0)], 2),
+        (spectrum_recipes(dare.with_method("linear"), 5), 2),
+    ):
+        spectrum = RatioSpectrum(recipes, live=live)
+        assert len(spectrum.model.lm_head._parts) == count
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_other_number_formats(dtype: str) -> None:
     models = random_models(FAMILIES["qwen2"])
@@ -152,9 +196,10 @@ def test_parents_and_the_live_model_stay_as_they_are_and_no_weight_is_copied() -
     assert live.recipe.weights == (0.5, 0.5)
     after = [tensor for i in (0, 1) for tensor in live.parent(i).state_dict().values()]
     assert all(torch.equal(a, b) for a, b in zip(before, after))
-    memory = {tensor.data_ptr() for tensor in live.parent(0).parameters()}
-    assert spectrum.model.lm_head.weight.data_ptr() in memory
-    assert all(p.data_ptr() in memory for n, p in spectrum.model.named_parameters() if "inner.1" not in n)
+    memory = {tensor.data_ptr() for tensor in live.model.parameters()}
+    assert all(parameter.data_ptr() in memory for parameter in spectrum.model.parameters())
+    held = {part.data_ptr() for i in (0, 1) for part in live.parent(i).parameters()}
+    assert {part.data_ptr() for part in spectrum.model.lm_head._parts} <= held
 
 
 def test_other_recipes_may_take_the_rows() -> None:
@@ -187,8 +232,8 @@ def test_a_linear_layer_by_hand(numbers: list, tokens: int, turned: bool) -> Non
     weights, x = torch.randn(2, 5, 3), torch.randn(len(numbers), tokens, 3)
     biases, table = torch.randn(2, 5), torch.tensor(numbers, dtype=torch.float64)
     layer = rows_module.Conv1D(5, 3) if turned else nn.Linear(3, 5)
-    module = RowLinear(layer, [w.t() if turned else w for w in weights], list(biases))
-    module.assign(lambda _: table)
+    module = RowLinear(layer)
+    module.assign({"weight": ([w.t() if turned else w for w in weights], table), "bias": (list(biases), table)})
     for row, (a, b) in enumerate(numbers):
         expected = x[row] @ (a * weights[0] + b * weights[1]).T + a * biases[0] + b * biases[1]
         for result in (module(x)[row], module._by_weight(x)[row] + module._bias[row]):
@@ -197,14 +242,13 @@ def test_a_linear_layer_by_hand(numbers: list, tokens: int, turned: bool) -> Non
 
 def test_norms_and_embeddings_by_hand() -> None:
     table = torch.tensor([[1.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
-    norm = RowNorm(
-        nn.LayerNorm(2), {"weight": [torch.ones(2), 3 * torch.ones(2)], "bias": [torch.zeros(2), torch.ones(2)]}
-    )
-    norm.assign(lambda _: table)
+    one, none = torch.ones(2), torch.zeros(2)
+    norm = RowNorm(nn.LayerNorm(2))
+    norm.assign({"weight": ([one, 3 * one], table), "bias": ([none, one], table)})
     x = torch.tensor([[[-1.0, 1.0]], [[-1.0, 1.0]]])
     torch.testing.assert_close(norm(x), torch.tensor([[[-1.0, 1.0]], [[-1.5, 2.5]]]), rtol=0, atol=1e-4)
-    embedding = RowEmbedding(nn.Embedding(2, 2), [torch.eye(2), 2 * torch.ones(2, 2)])
-    embedding.assign(lambda _: table)
+    embedding = RowEmbedding(nn.Embedding(2, 2))
+    embedding.assign({"weight": ([torch.eye(2), 2 * torch.ones(2, 2)], table)})
     assert embedding(torch.tensor([[0], [1]])).tolist() == [[[1.0, 0.0]], [[1.0, 1.5]]]
 
 

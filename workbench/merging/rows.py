@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,8 +20,8 @@ from workbench.errors import MergeError
 MIXED_FROM = {"cpu": 64, "cuda": 512}
 """From so many tokens of one recipe on, forming its weight costs less than a second product."""
 
-Parts = Mapping[str, Sequence[Tensor]]
-"""The component tensors D_j of each parameter, by the parameter's full name."""
+Part = tuple[Sequence[Tensor], Tensor]
+"""The J component tensors D_j of a parameter, read and never written, and the coefficients `(R, J)`."""
 
 
 class RowLinear(nn.Module):
@@ -29,25 +29,21 @@ class RowLinear(nn.Module):
 
     Args:
         inner: The layer to stand in for.
-        weights: J components `(out, in)` of its weight, read and never written.
-        biases: J components `(out,)` of its bias, or none.
     """
 
-    def __init__(self, inner: nn.Linear | Conv1D, weights: Sequence[Tensor], biases: Sequence[Tensor] | None) -> None:
+    def __init__(self, inner: nn.Linear | Conv1D) -> None:
         super().__init__()
-        self.weight = _shared(weights[0])
-        turned = isinstance(inner, Conv1D)
-        # Kept as `(in, out)` views, the right-hand side of a product.
-        self._parts = [weight if turned else weight.t() for weight in weights]
-        self._biases = biases
+        self.weight, self._turned = _shared(inner.weight), isinstance(inner, Conv1D)
 
-    def assign(self, coefficients: Callable[[str], Tensor]) -> None:
-        """Take the coefficients `(R, J)` of the parameters `weight` and `bias`."""
-        self._mix = table = coefficients("weight")
+    def assign(self, parts: Mapping[str, Part]) -> None:
+        """Take the components and coefficients of the parameters `weight` and, where there is one, `bias`."""
+        weights, self._mix = parts["weight"]
+        # Kept as `(in, out)`, the right-hand side of a product.
+        self._parts = [weight if self._turned else weight.t() for weight in weights]
         # A component that a recipe does not use is not multiplied for it: a spectrum's ends have one parent each.
-        self._active = [(j, *_span(table[:, j])) for j in range(table.shape[1]) if bool(table[:, j].any())]
-        self._scales = [_numbers(table[first:last, j], self.weight) for j, first, last in self._active]
-        self._bias = None if self._biases is None else _mixed(self._biases, coefficients("bias"))
+        spans = [(j, *_span(column)) for j, column in enumerate(self._mix.t())]
+        self._active = [(j, i, k, _numbers(self._mix[i:k, j], self.weight)) for j, i, k in spans]
+        self._bias = _mixed(*parts["bias"]) if "bias" in parts else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `(B, ..., out)` for `(B, ..., in)`."""
@@ -59,15 +55,15 @@ class RowLinear(nn.Module):
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def _by_product(self, rows: Tensor) -> Tensor:
-        y = rows.new_zeros(rows.shape[0], rows.shape[1], self._parts[0].shape[1])
-        for (j, first, last), scale in zip(self._active, self._scales):
-            # Scaled in float32 and rounded once, so that half precision does not bend the ratio itself.
+        y = rows.new_zeros(*rows.shape[:2], self._parts[0].shape[1])
+        for j, first, last, scale in self._active:
+            # Scaled in the format of sums and rounded once, so that half precision does not bend the ratio itself.
             block = torch.mul(rows[first:last], scale, out=rows.new_empty(last - first, *rows.shape[1:]))
             y[first:last].flatten(0, 1).addmm_(block.flatten(0, 1), self._parts[j])
         return y
 
     def _by_weight(self, rows: Tensor) -> Tensor:
-        y = rows.new_empty(rows.shape[0], rows.shape[1], self._parts[0].shape[1])
+        y = rows.new_empty(*rows.shape[:2], self._parts[0].shape[1])
         for row, numbers in enumerate(self._mix.tolist()):
             torch.mm(rows[row], _sum(self._parts, numbers), out=y[row])
         return y
@@ -78,28 +74,23 @@ class RowEmbedding(nn.Module):
 
     Args:
         inner: The embedding to stand in for, of any kind that is linear in its table.
-        weights: J components `(V, D)`.
     """
 
-    def __init__(self, inner: nn.Embedding, weights: Sequence[Tensor]) -> None:
+    def __init__(self, inner: nn.Embedding) -> None:
         super().__init__()
-        self.inner = nn.ModuleList(copy.deepcopy(inner, {id(inner.weight): _shared(weight)}) for weight in weights)
+        self.weight, self._like = _shared(inner.weight), (inner,)
 
-    @property
-    def weight(self) -> Tensor:
-        """The first component."""
-        return cast(nn.Embedding, self.inner[0]).weight
-
-    def assign(self, coefficients: Callable[[str], Tensor]) -> None:
-        """Take the coefficients `(R, J)` of the parameter `weight`."""
-        self._scales = _numbers(coefficients("weight").t(), self.weight)
+    def assign(self, parts: Mapping[str, Part]) -> None:
+        """Take the components `(V, D)` and coefficients of the parameter `weight`."""
+        (inner,), (weights, table) = self._like, parts["weight"]
+        self._inner = [copy.deepcopy(inner, {id(inner.weight): _shared(weight)}) for weight in weights]
+        self._scales = _numbers(table.t(), self.weight)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return `(B, T, D)` for `(B, T)`."""
         rows = ids.reshape(self._scales.shape[1], -1)
-        parts = [scale * inner(rows) for inner, scale in zip(self.inner, self._scales)]
-        y = torch.stack(parts).sum(0).to(self.weight.dtype)
-        return y.view(*ids.shape, y.shape[-1])
+        y = sum(scale * inner(rows) for inner, scale in zip(self._inner, self._scales))
+        return cast(Tensor, y).to(self.weight.dtype).view(*ids.shape, -1)
 
 
 class RowNorm(nn.Module):
@@ -107,20 +98,20 @@ class RowNorm(nn.Module):
 
     Args:
         inner: The norm to stand in for; it multiplies the normalised input by a function of its weight.
-        parts: The J components of each of its parameters.
     """
 
-    def __init__(self, inner: nn.Module, parts: Mapping[str, Sequence[Tensor]]) -> None:
+    def __init__(self, inner: nn.Module) -> None:
         super().__init__()
-        self.weight = _shared(parts["weight"][0])
-        self.inner, self._parts = copy.copy(inner), parts
+        self.weight, self.inner = _shared(cast(Tensor, inner.weight)), copy.copy(inner)
         # torch's own norms take a weight of their input's last dimensions only, so they normalise, and we scale.
         self._plain = isinstance(inner, nn.LayerNorm | nn.RMSNorm)
         self.inner._parameters = dict.fromkeys(inner._parameters) if self._plain else {}
 
-    def assign(self, coefficients: Callable[[str], Tensor]) -> None:
-        """Take the coefficients `(R, J)` of every parameter."""
-        self._values = {name: _mixed(parts, coefficients(name)) for name, parts in self._parts.items()}
+    def assign(self, parts: Mapping[str, Part]) -> None:
+        """Take the components and coefficients of every parameter."""
+        self._values = {name: _mixed(*part) for name, part in parts.items()}
+        if not self._plain:
+            self.inner.__dict__.update(self._values)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised input, of the same shape."""
@@ -129,49 +120,46 @@ class RowNorm(nn.Module):
         if self._plain:
             y = self.inner(rows) * values["weight"]
             return (y + values["bias"] if "bias" in values else y).flatten(0, 1)
-        for name, value in values.items():
-            setattr(self.inner, name, value)
+        self.inner.__dict__.update(values)
         return self.inner(rows).flatten(0, 1)
 
 
 RowModule = RowLinear | RowEmbedding | RowNorm
 
 
-def row_model(model: Any, parts: Parts) -> tuple[Any, dict[str, RowModule]]:
+def row_model(model: Any) -> tuple[Any, dict[str, RowModule]]:
     """Return a copy of a model without weights of its own, in which every layer that has some mixes them by rows.
 
     Args:
-        model: The model whose layers and settings are taken; it is left as it is.
-        parts: The components of every one of its parameters.
+        model: The model whose layers and settings are taken; it is left as it is, its tensors are not copied.
 
     Returns:
-        The model, and the modules that wait for their coefficients, by name.
+        The model, and by name the modules that wait for their components.
 
     Raises:
         MergeError: A layer with weights is neither linear, nor an embedding, nor a norm.
     """
-    # The copy shares the tensors, so that it costs no memory.
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, shared)
     modules: dict[str, RowModule] = {}
     for name, module in list(copied.named_modules(remove_duplicate=False)):
         own = [key for key, value in module._parameters.items() if value is not None]
         if own:
-            modules[name] = _row_module(name, module, {key: parts[f"{name}.{key}"] for key in own})
+            modules[name] = _row_module(name, module, own)
             copied.set_submodule(name, modules[name])
     return copied.eval(), modules
 
 
-def _row_module(name: str, module: nn.Module, parts: Mapping[str, Sequence[Tensor]]) -> RowModule:
+def _row_module(name: str, module: nn.Module, own: Sequence[str]) -> RowModule:
     kind = type(module)
     if kind.forward in (nn.Linear.forward, Conv1D.forward):
-        return RowLinear(cast(nn.Linear, module), parts["weight"], parts.get("bias"))
+        return RowLinear(cast(nn.Linear, module))
     if isinstance(module, nn.Embedding):
-        return RowEmbedding(module, parts["weight"])
-    if "norm" in kind.__name__.lower() and set(parts) <= {"weight", "bias"}:
-        return RowNorm(module, parts)
+        return RowEmbedding(module)
+    if "norm" in kind.__name__.lower() and {"weight"} <= {*own} <= {"weight", "bias"}:
+        return RowNorm(module)
     raise MergeError(
-        f"Layer {name!r} is a {kind.__name__} with the parameters {sorted(parts)}; many recipes in one batch need "
+        f"Layer {name!r} is a {kind.__name__} with the parameters {sorted(own)}; many recipes in one batch need "
         "layers that are linear, embeddings or norms. Merge this model one recipe at a time, with LiveMerge."
     )
 
@@ -182,7 +170,7 @@ def _shared(tensor: Tensor) -> nn.Parameter:
 
 
 def _span(column: Tensor) -> tuple[int, int]:
-    used = column.nonzero()[:, 0].tolist()
+    used = column.nonzero()[:, 0].tolist() or [0]
     return used[0], used[-1] + 1
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -13,14 +15,28 @@ from workbench.errors import ConfigError, MergeError
 from workbench.merging.live import LiveMerge
 from workbench.merging.parents import weight_tensors
 from workbench.merging.recipe import MergeRecipe
-from workbench.merging.rows import row_model
+from workbench.merging.rows import Part, row_model
+from workbench.ops.merging import linear_mix
+from workbench.ops.rule_settings import RuleSettings
+from workbench.ops.rules import ELEMENTWISE, merge_tensor
+
+Key = tuple[str | None, int | None, RuleSettings | None]
+"""A component: a method whose merge it is, or none; the parent it is of, or all; the settings of the method."""
 
 
 class RatioSpectrum:
     """One model in which every block of a batch's rows follows its own recipe.
 
-    Where a merge is W = sum_i c_i W_i, a layer's output is sum_i c_i (W_i x): the parents' products are computed once
-    for all rows, and each row adds them with its own c. The parents are read, no merged weight is kept.
+    Where a merge is W = sum_j c_j D_j, a layer's output is sum_j c_j (D_j x): the components' products are computed
+    once for all rows, and each row adds them with its own c. The components are
+
+    - the parents themselves, and the base, for the methods with one number per tensor and parent (linear, slerp,
+      nuslerp, multislerp, karcher, task_arithmetic, model_stock): no further memory, for any number of recipes;
+    - for each parent the base with its trimmed task vector, where no sign is elected (dare_linear, della_linear,
+      breadcrumbs), for each density, seed or other setting of the mask that occurs: weights and lambda are free;
+    - the merge itself at lambda 1, for each setting that occurs, with all other methods: lambda is free.
+
+    Densities are exact, as with `LiveMerge(exact=True)`.
 
     `model` is an ordinary transformers model for `generate`, with its cache, padding and streamers. For R recipes a
     batch is R equal blocks of rows, the first for the first recipe; `expand` makes such a batch, and what `generate`
@@ -41,7 +57,7 @@ class RatioSpectrum:
         MergeError: The parents do not fit each other or the recipes, or have layers that cannot be mixed by rows.
         ModelError: A parent cannot be loaded.
 
-    Source: of our own; the sum is that of linear and slerp merges (`ops.merging`), by the distributive law.
+    Source: of our own: the rules' sums (`ops.rules`), by the distributive law.
     """
 
     model: PreTrainedModel
@@ -67,11 +83,8 @@ class RatioSpectrum:
             )
         self.live = live or LiveMerge(rows[0], models=models, tokenizer=tokenizer, device=device, dtype=dtype)
         self.tokenizer = self.live.tokenizer
-        parents = [self.live.parent(i) for i in range(len(self.live.recipe.parents))]
-        self._first = {name: group[0] for group in weight_tensors(parents[0]).values() for name in group}
-        states = [parent.state_dict() for parent in parents]
-        parts = {name: [state[name] for state in states] for name in self._first}
-        self.model, self._modules = row_model(parents[0], parts)
+        self._first = {name: group[0] for group in weight_tensors(self.live.model).values() for name in group}
+        self.model, self._modules = row_model(self.live.model)
         self.model.save_pretrained = _refuse_to_save
         self._decoding: int | None = None
         self.model.register_forward_pre_hook(self._check_rows, with_kwargs=True)
@@ -89,14 +102,10 @@ class RatioSpectrum:
             MergeError: A recipe has other parents, or its weights sum to 0 at a tensor.
         """
         rows = spectrum_recipes(recipes, ratios)
-        tables = [self.live.coefficients(recipe) for recipe in rows]
+        parts = components(self.live, rows)
         for name, module in self._modules.items():
-
-            def coefficients(key: str, name: str = name) -> Tensor:
-                first = self._first[f"{name}.{key}"]
-                return torch.tensor([table[first] for table in tables], dtype=torch.float64)
-
-            module.assign(coefficients)
+            own = {key: self._first.get(f"{name}.{key}") for key in ("weight", "bias")}
+            module.assign({key: parts[first] for key, first in own.items() if first})
         self.recipes = rows
 
     @property
@@ -136,6 +145,56 @@ class RatioSpectrum:
                 f"The batch went from {self._decoding} to {rows} rows while it was decoded, so that rows no longer "
                 "stand in their recipe's block. Use model.generate, which keeps the rows that have ended."
             )
+
+
+def components(live: LiveMerge, recipes: Sequence[MergeRecipe]) -> dict[str, Part]:
+    """Return what the recipes' merges are sums of, each component once, and every recipe's coefficients.
+
+    Args:
+        live: The parents.
+        recipes: R recipes of them.
+
+    Returns:
+        Tensor name to J components and their coefficients, `(R, J)`.
+
+    Raises:
+        ConfigError: A recipe is for another number of layers.
+        MergeError: A recipe has other parents, or its weights sum to 0 at a tensor.
+    """
+    plain = [not recipe.rule.sparse and recipe.method not in ELEMENTWISE for recipe in recipes]
+    plans: list[Any] = [live.coefficients(r) if is_plain else live._plan(r) for r, is_plain in zip(recipes, plain)]
+    found = {}
+    for name, target in live._targets.items():
+        sums = [_terms(recipe, plan[name]) for recipe, plan in zip(recipes, plans)]
+        keys = list(dict.fromkeys(key for terms in sums for key, c in terms.items() if c)) or [(None, 0, None)]
+        tensors = [_component(live, name, *key).to(target.dtype) for key in keys]
+        table = [[terms.get(key, 0.0) for key in keys] for terms in sums]
+        found[name] = tensors, torch.tensor(table, dtype=torch.float64)
+    return found
+
+
+def _terms(recipe: MergeRecipe, step: RuleSettings | tuple[float, ...]) -> dict[Key, float]:
+    """Return one tensor's components with their coefficients; the base's place is behind the parents'."""
+    if not isinstance(step, RuleSettings):
+        return {(None, i, None): c for i, c in enumerate(step)}
+    count, like = len(step.weights), replace(step, lambda_=1.0)
+    terms: dict[Key, float] = {(recipe.method, None, like): step.lambda_}
+    if recipe.rule.sparse and (not recipe.rule.elect or step.semantics != "mergekit"):
+        # Masks and divisors are the same for all weights, so that every parent's part can be weighed afterwards.
+        mix = linear_mix(step.weights, normalise=bool(step.normalise) and not recipe.rule.elect)
+        like = replace(like, weights=(1.0,) * count)
+        terms = {(recipe.method, i, like): step.lambda_ * c for i, c in enumerate(mix.coefficients)}
+    # Rounded, so that shares of sum 1 leave the base out.
+    return terms | {(None, count, None): round(1.0 - math.fsum(terms.values()), 12)}
+
+
+def _component(live: LiveMerge, name: str, method: str | None, place: int | None, settings: Any) -> Tensor:
+    origin = live._origins.get(name)
+    if method is None:
+        return [*live._sources[name], origin][place or 0]  # pyright: ignore[reportReturnType]
+    if place is not None:
+        settings = replace(settings, weights=[float(i == place) for i in range(len(settings.weights))])
+    return merge_tensor(method, live._sources[name], origin, settings)
 
 
 def spectrum_recipes(

@@ -40,8 +40,8 @@ WHOLE = "whole model"
 REST = "all other tensors"
 HOW_TO_READ = (
     "How to read this: each curve is a weight from the first layer (left) to the last; drag across it, or focus one of "
-    "its points and press up and down (left and right go to the next). The table below shows what every tensor is made of: "
-    "the fuller the cell, the more of this parent. What lies outside the layers reads a curve's first point."
+    "its points and press up and down (left and right go to the next). The table below shows what every tensor is made "
+    "of: the fuller the cell, the more of this parent. What lies outside the layers reads a curve's first point."
 )
 
 
