@@ -20,6 +20,7 @@ _NAMES = {
     "RouterInspector": "workbench.views.router_inspector",
     "ShortTermMemory": "workbench.curriculum.memory",
     "TaskPlot": "workbench.views.plots",
+    "TrainingView": "workbench.views.training_view",
     "WorkbenchError": "workbench.errors",
     "capture_routing": "workbench.routing.capture",
     "evaluate": "workbench.evaluation",

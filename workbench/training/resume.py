@@ -23,7 +23,7 @@ _ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 def write_json(path: Path, value: Any) -> None:
     """Write a small file whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True, default=_plain), encoding="utf-8")
+    partial.write_text(json.dumps(value, indent=1, default=_plain), encoding="utf-8")
     os.replace(partial, path)
 
 

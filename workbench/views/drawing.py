@@ -100,11 +100,11 @@ def pareto_picture(ratios: Sequence[float], across: Curve, up: Curve, *, label: 
     return _svg(parts, f"{up.name} against {across.name}")
 
 
-def as_image(svg: str, alternative: str) -> str:
+def as_image(svg: str, alternative: str, width: int = SIZE[0]) -> str:
     """Return an `img` tag that holds the picture, which also shows in an untrusted notebook."""
     plain = svg.replace('class="wb-marker"', 'visibility="hidden"')
     data = base64.b64encode(plain.encode()).decode()
-    return f'<img alt="{html.escape(alternative)}" width="{SIZE[0]}" src="data:image/svg+xml;base64,{data}"/>'
+    return f'<img alt="{html.escape(alternative)}" width="{width}" src="data:image/svg+xml;base64,{data}"/>'
 
 
 def _svg(parts: list[str], title: str) -> str:
