@@ -7,6 +7,7 @@ import json
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from itertools import islice
@@ -145,7 +146,10 @@ class Curriculum:
         return terms
 
     def on_batch(self, batch: Any) -> None:
-        """Put a batch's examples into the memories, and note its cost and unweighted losses in `costs` and `history`.
+        """Put a batch's examples into the memories, and note what it cost and held in `costs` and `history`.
+
+        A row of `history` has `stage`, `step`, the unweighted losses `task`, `fine_tune` and `consistency` (0 where
+        they read nothing), and `mix`: how many examples were of which stage.
 
         Raises:
             ConfigError: The batches are not of the size that the curriculum was made for, or `extra_losses` was not
@@ -168,7 +172,7 @@ class Curriculum:
         task, fine = (sum(values) / len(values) if values else 0.0 for values in groups.values())
         gap, self._gap = 0.0 if self._gap is None else float(self._gap), None
         row = {"stage": batch.stage, "step": batch.step, "task": task, "fine_tune": fine, "consistency": gap}
-        self.history.append(row)
+        self.history.append(row | {"mix": dict(Counter(self._tier[id] for id, _ in seen))})
         cost, now = self._cost(batch.stage), time.monotonic()
         cost["examples"] += len(seen)
         cost["tokens"] += int(batch.inputs["attention_mask"].sum())

@@ -26,9 +26,9 @@ class StageMatrix:
 
     With R[i, j] the score of task j after stage i, T the last stage, and row 0 measured before training, over tasks:
     average accuracy = mean R[T, j]; error rate = 1 - that; forgetting = mean (max_i R[i, j] - R[T, j]) over stages
-    before the last; backward transfer = mean (R[T, j] - R[s_j, j]) with s_j the stage that taught j, tasks of the last stage
-    left out; forward transfer = mean (R[s_j - 1, j] - R[0, j]), tasks of the first stage left out. Intervals are of
-    examples: a bootstrap that draws each task's examples anew, the same ones in every row.
+    before the last; backward transfer = mean (R[T, j] - R[s_j, j]) with s_j the stage that taught j, tasks of the last
+    stage left out; forward transfer = mean (R[s_j - 1, j] - R[0, j]), tasks of the first stage left out. Intervals are
+    of examples: a bootstrap that draws each task's examples anew, the same ones in every row.
 
     Args:
         after: Name of a row to its scores, in order, the first one before training; all with the same tasks, examples
