@@ -95,7 +95,7 @@ class _Recorder:
 
     def record(self, module: nn.Module, _: nn.Module, __: Any, output: Any) -> None:
         if self.running is not None:
-            self.running.calls.append((module, _detached(output)))
+            self.running.calls.append((module, _detached(output) if torch.is_grad_enabled() else output))
 
     def end(self, *_: Any) -> None:
         done, self.running = self.running, None

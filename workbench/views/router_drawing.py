@@ -13,7 +13,7 @@ import numpy as np
 from workbench.views.drawing import INK, LINE, PAGE, SOFT
 
 MORE, LESS = "#2b7bba", "#d1661c"
-CELL, ROW = 46, 26
+CELL, ROW = 58, 26
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,8 +65,7 @@ def information_panel(found: dict[str, Specialisation], labels: dict[str, str], 
         picture=heat_map(values, [labels[name] for name in found], names, marks=marks, digits=3),
         reading="mutual information in bits: measured, with shuffled labels, and for a router that draws experts at "
         "random. Only the excess over shuffled labels is specialisation; a star marks an interval above 0.",
-        about=f"n = {one.n:,} tokens of {one.documents} documents; labels shuffled among {one.shuffled}; {INTERVAL}; "
-        f"seed {one.seed}.",
+        about=f"{_size(one)}; labels shuffled among {one.shuffled}; {INTERVAL}; seed {one.seed}.",
         head=["router", "bits", "shuffled (97.5 %)", "uniform", "excess (95 %)", "p"],
         rows=[
             [
@@ -92,7 +91,7 @@ def specialisation_panel(one: Specialisation, label: str, what: str) -> Panel:
         "labels, an orange one fewer. A star leaves the middle 95 % of the shuffles; with many cells some stars come "
         f"by chance. Overall the excess is {_excess(one)} bits: "
         f"{'more than chance' if one.low > 0 else 'not told apart from chance here'}.",
-        about=f"n = {one.n:,} tokens of {one.documents} documents; {one.shuffled} change labels; seed {one.seed}.",
+        about=f"{_size(one)}; {one.shuffled} change labels; seed {one.seed}.",
         head=[f"{what}: share, shuffled", *experts],
         rows=[
             [row, *(f"{a:.2f}, {b:.2f}" for a, b in zip(one.share[i], one.null_share[i]))]
@@ -130,7 +129,7 @@ def flow_panel(trace: RoutingTrace, name: str, label: str, groups: Sequence[Any]
         picture=share_bars(one.share, one.labels, [f"n = {count:,}" for count in counts]),
         reading=f"one bar for each {what}, cut by the first expert of its tokens; the number in a piece is the expert. "
         "Bars that look alike are a router that does not care.",
-        about=f"n = {one.n:,} tokens of {one.documents} documents; {one.bits:.3f} bits, {one.null:.3f} with shuffled "
+        about=f"{_size(one)}; {one.bits:.3f} bits, {one.null:.3f} with shuffled "
         f"labels, excess {_excess(one)}; seed {one.seed}.",
         head=[what, "n", *(f"E{e}" for e in range(one.share.shape[1]))],
         rows=[[row, counts[i], *(f"{share:.2f}" for share in one.share[i])] for i, row in enumerate(one.labels)],
@@ -167,7 +166,7 @@ def _excess(one: Specialisation) -> str:
     return f"{one.excess:+.3f} ({interval})"
 
 
-def _size(one: Estimate) -> str:
+def _size(one: Estimate | Specialisation) -> str:
     return f"n = {one.n:,} tokens of {one.documents} document{'' if one.documents == 1 else 's'}"
 
 
