@@ -165,8 +165,10 @@ def test_random_masks_put_into_mergekit_give_our_merge(case, monkeypatch):
     draws = Draws([mask for mask in masks if mask is not None])
     monkeypatch.setattr(torch, "bernoulli", draws)
     ours, other = merge_tensor(method, parents, base, asked), in_float32(method, base, parents, asked)
-    # The L1 factor comes from another order of summation: a few float32 steps.
-    assert apart(ours, other, base, parents, asked) <= (4 if dtype in (FLOAT, DOUBLE) else 1)
+    # The L1 factor comes from another order of summation: a few float32 steps. mergekit rounds float64 to float32.
+    few = {FLOAT: 4, DOUBLE: 16}.get(dtype, 1)
+    ours, other = (merged.float() if dtype == DOUBLE else merged for merged in (ours, other))
+    assert apart(ours, other, base, parents, asked) <= few
     assert len(draws.probabilities) == (len(parents) if density < 1 else 0)
     for parent, asked_for in zip(parents, draws.probabilities):
         if RULES[method].trim == "della" and edge in ("usual", "vector") and dtype == FLOAT:
@@ -226,6 +228,12 @@ def test_means_and_arcs(case, edge):
             return
         double = theirs(method, base, parents, asked, dtype=DOUBLE)
     ours = merge_tensor(method, parents, base, asked)
+    opposite = edge == "antipodal" and with_base and len(weights) == 2
+    if opposite and (method == "nuslerp" or (method == "multislerp" and weights == (1.0, 1.0))):
+        # Opposite but for rounding: there the direction is made of that rounding, ours is a line.
+        share = weights[1] / sum(weights) if sum(weights) else 0.5
+        assert coefficients(method, parents, base, asked) == pytest.approx((1 - share, share), rel=1e-6)
+        return
     if not double.isfinite().all():
         return
     numbers = coefficients(method, parents, base, asked)

@@ -126,6 +126,7 @@ def test_vectors_that_cancel():
     assert merge("karcher", [a, -a]).tolist() == pytest.approx([2.0, 0.0])
     assert merge("karcher", [a, zero]).tolist() == pytest.approx([1.0, 0.0])
     assert torch.equal(merge("karcher", [zero, zero]), zero)
+    assert torch.equal(merge("karcher", [a, zero], weights=(0.0, 1.0)), zero)
     assert torch.equal(merge("multislerp", [a, a, a], a), a)
     with pytest.raises(MergeError, match=r"directions of 3 tensors cancel .*Change the weights"):
         merge("multislerp", [a, -a, zero])
@@ -247,16 +248,16 @@ FAULTS = {
     "weights": ("ties", {"weights": (1.0,)}, "2 parents and 1 weights"),
     "no number": ("ties", {"weights": (1.0, math.nan)}, "one finite number per parent"),
     "densities": ("ties", {"density": (0.5,)}, r"density=\[0.5\] for 2 weights"),
-    "density": ("ties", {"density": (0.5, 1.5)}, "density=1.5; it is a share .*from 0 to 1"),
-    "gamma": ("breadcrumbs", {"gamma": -0.1}, "gamma=-0.1; it is a share"),
-    "topk": ("sce", {"select_topk": 2.0}, "select_topk=2.0; it is a share"),
-    "epsilon": ("della", {"epsilon": -0.1}, "epsilon=-0.1; it is at least 0"),
+    "density": ("ties", {"density": (0.5, 1.5)}, r"density=\[0.5, 1.5\]; it is a share .*from 0 to 1"),
+    "gamma": ("breadcrumbs", {"gamma": -0.1}, r"gamma=\[-0.1\]; it is a share"),
+    "topk": ("sce", {"select_topk": 2.0}, r"select_topk=\[2.0\]; it is a share"),
+    "epsilon": ("della", {"epsilon": -0.1}, "epsilon=-0.1; it is a finite number, epsilon at least 0"),
     "della": ("della", {"density": (0.9, 0.5)}, r"density=0.9 with epsilon=0.15: .*0.75 to 1.05.*Lower epsilon"),
     "lambda": ("ties", {"lambda_": math.inf}, "lambda_=inf; it is a finite number"),
     "seed": ("dare_ties", {"seed": 0.5}, "seed=0.5; it is a whole number"),
     "semantics": ("ties", {"semantics": "both"}, "one of paper, mergekit, peft"),
     "not in peft": ("della", {"semantics": "peft"}, "PEFT has only linear, task_arithmetic"),
-    "threshold": ("ties", {"threshold": (1.0, 1.0)}, "with semantics='paper'"),
+    "threshold": ("ties", {"threshold": (1.0, 1.0)}, "threshold given; .*with semantics='paper'"),
     "rescale": ("ties", {"rescale": True, "semantics": "paper"}, "rescale=True with ties .*no such factor"),
     "t": ("nearswap", {"count": 1}, "nearswap with t=None"),
     "sum": ("task_arithmetic", {"weights": (1.0, -1.0), "normalise": True}, "sum to 0, by which task_arithmetic"),

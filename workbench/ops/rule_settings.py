@@ -115,38 +115,33 @@ class RuleSettings:
     def __post_init__(self):
         for field in ("weights", "density", "threshold"):
             if (values := getattr(self, field)) is not None:
-                object.__setattr__(self, field, self._numbers(field, values))
-        _check_shares("density", self.density or ())
-        for field in ("gamma", "select_topk"):
-            _check_shares(field, (getattr(self, field),))
-        for field in ("epsilon", "lambda_", "t"):
-            if (value := getattr(self, field)) is not None and not math.isfinite(value):
-                raise ConfigError(f"{field}={value!r}; it is a finite number. Give one.")
-        if self.epsilon < 0:
-            raise ConfigError(f"epsilon={self.epsilon!r}; it is at least 0. Give 0 for no pull by magnitude.")
-        if type(self.seed) is not int:
-            raise ConfigError(f"seed={self.seed!r}; it is a whole number. Give an int.")
-        if self.semantics not in SEMANTICS:
-            raise ConfigError(f"semantics={self.semantics!r}; it is one of {', '.join(SEMANTICS)}. Use one of these.")
-
-    def _numbers(self, field: str, values: Sequence[float]) -> tuple[float, ...]:
-        numbers = tuple(float(value) for value in values)
-        if not numbers or len(numbers) != len(self.weights) or not all(map(math.isfinite, numbers)):
-            raise ConfigError(
-                f"{field}={list(numbers)} for {len(self.weights)} weights; it holds one finite number per parent. "
-                "Give one for each."
-            )
-        return numbers
+                numbers = tuple(float(value) for value in values)
+                object.__setattr__(self, field, numbers)
+                broken = not numbers or len(numbers) != len(self.weights) or not all(map(math.isfinite, numbers))
+                what = f"{field}={list(numbers)} for {len(self.weights)} weights"
+                _refuse(broken, f"{what}; it holds one finite number per parent. Give one for each.")
+        shares = {"density": self.density or (), "gamma": [self.gamma], "select_topk": [self.select_topk]}
+        for field, values in shares.items():
+            broken = not all(0.0 <= value <= 1.0 for value in values)
+            _refuse(broken, f"{field}={list(values)}; it is a share of the entries. Give a number from 0 to 1.")
+        for field, least in {"epsilon": 0.0, "lambda_": -math.inf, "t": -math.inf}.items():
+            value = 0.0 if getattr(self, field) is None else getattr(self, field)
+            broken = not math.isfinite(value) or value < least
+            _refuse(broken, f"{field}={value!r}; it is a finite number, epsilon at least 0. Give one.")
+        _refuse(type(self.seed) is not int, f"seed={self.seed!r}; it is a whole number. Give an int.")
+        known = ", ".join(SEMANTICS)
+        _refuse(
+            self.semantics not in SEMANTICS, f"semantics={self.semantics!r}; it is one of {known}. Use one of these."
+        )
 
     def density_of(self, parent: int) -> float:
         """Return the density of one parent's task vector."""
         return 1.0 if self.density is None else self.density[parent]
 
 
-def _check_shares(field: str, values: Sequence[float]) -> None:
-    for value in values:
-        if not 0.0 <= value <= 1.0:
-            raise ConfigError(f"{field}={value!r}; it is a share of the entries, from 0 to 1. Give one in that range.")
+def _refuse(broken: bool, message: str) -> None:
+    if broken:
+        raise ConfigError(message)
 
 
 def check_rule(method: str, settings: RuleSettings, *, parents: int, base: bool) -> Rule:
@@ -163,54 +158,34 @@ def check_rule(method: str, settings: RuleSettings, *, parents: int, base: bool)
             given; a base is missing; `nearswap` has no `t`; DELLA's probabilities leave (0, 1); a weighted mean is
             asked of weights that sum to 0; or the semantics do not know the method or the option.
     """
-    if method not in RULES:
-        raise ConfigError(f"method={method!r}; known methods are {', '.join(RULES)}. Use one of these.")
-    rule = RULES[method]
-    if parents < rule.fewest or (rule.most is not None and parents > rule.most) or parents != len(settings.weights):
-        wanted = f"exactly {rule.most}" if rule.most == rule.fewest else f"at least {rule.fewest}"
-        raise ConfigError(
-            f"{parents} parents and {len(settings.weights)} weights; {method} merges {wanted} besides the base, with "
-            "one weight each. Change the list of parents or the weights."
-        )
-    if rule.base == "required" and not base:
-        raise ConfigError(f"{method} has no base; it merges what parents add to one. Give the model they come from.")
-    _check_options(method, rule, settings)
+    _refuse(method not in RULES, f"method={method!r}; known methods are {', '.join(RULES)}. Use one of these.")
+    rule, weights = RULES[method], settings.weights
+    wanted = f"exactly {rule.most}" if rule.most == rule.fewest else f"at least {rule.fewest}"
+    fits = rule.fewest <= parents <= (rule.most or parents) and parents == len(weights)
+    what = f"{parents} parents and {len(weights)} weights; {method} merges {wanted} besides the base"
+    _refuse(not fits, f"{what}, with one weight each. Change the list of parents or the weights.")
+    broken = rule.base == "required" and not base
+    _refuse(broken, f"{method} has no base; it merges what parents add to one. Give the model they come from.")
+    broken = method == "nearswap" and (settings.t is None or settings.t < 0)
+    _refuse(broken, f"nearswap with t={settings.t!r}; it swaps entries that differ by less. Give a t above 0.")
+    normalise = rule.normalise if settings.normalise is None else settings.normalise
+    broken = normalise and not rule.elect and abs(math.fsum(weights)) <= 1e-6 * math.fsum(map(abs, weights))
+    what = f"weights={list(weights)} sum to {math.fsum(weights):g}, by which {method} divides"
+    _refuse(broken, f"{what}. Give weights whose sum is not 0, or set normalise=False where the method has it.")
+    _check_semantics(method, rule, settings)
     return rule
 
 
-def _check_options(method: str, rule: Rule, settings: RuleSettings) -> None:
-    if settings.semantics == "peft" and method not in _IN_PEFT:
-        raise ConfigError(f"semantics='peft' with {method}; PEFT has only {', '.join(_IN_PEFT)}. Use 'mergekit'.")
-    if settings.threshold is not None and (settings.semantics != "paper" or method != "ties"):
-        raise ConfigError("threshold is for method='ties' with semantics='paper', which trims over the whole model.")
-    if settings.rescale and settings.semantics != "mergekit" and rule.trim in ("magnitude", "outliers"):
-        raise ConfigError(
-            f"rescale=True with {method} and semantics={settings.semantics!r}, which has no such factor. "
-            "Leave it out, or use semantics='mergekit'."
-        )
-    if method == "nearswap" and (settings.t is None or settings.t < 0):
-        raise ConfigError(f"nearswap with t={settings.t!r}; it swaps entries that differ by less. Give a t above 0.")
-    if rule.trim == "della":
-        _check_della(settings)
-    if _divides_by_weights(rule, settings):
-        total, size = math.fsum(settings.weights), math.fsum(map(abs, settings.weights))
-        if abs(total) <= 1e-6 * size:
-            raise ConfigError(
-                f"weights={list(settings.weights)} sum to {total:g}, by which {method} divides. "
-                "Give weights whose sum is not 0, or set normalise=False where the method has it."
-            )
-
-
-def _check_della(settings: RuleSettings) -> None:
+def _check_semantics(method: str, rule: Rule, settings: RuleSettings) -> None:
+    broken = settings.semantics == "peft" and method not in _IN_PEFT
+    _refuse(broken, f"semantics='peft' with {method}; PEFT has only {', '.join(_IN_PEFT)}. Use 'mergekit'.")
+    broken = settings.threshold is not None and (settings.semantics != "paper" or method != "ties")
+    _refuse(broken, "threshold given; it is for method='ties' with semantics='paper'. Leave it out elsewhere.")
+    broken = bool(settings.rescale) and settings.semantics != "mergekit" and rule.trim in ("magnitude", "outliers")
+    what = f"rescale=True with {method} and semantics={settings.semantics!r}, which has no such factor"
+    _refuse(broken, f"{what}. Leave it out, or use semantics='mergekit'.")
     spread = settings.epsilon if settings.semantics == "mergekit" else settings.epsilon / 2
-    for density in settings.density or ():
-        if 0 < density < 1 and not (density - spread > 0 and density + spread < 1):
-            raise ConfigError(
-                f"density={density:g} with epsilon={settings.epsilon:g}: probabilities run from "
-                f"{density - spread:g} to {density + spread:g} and must lie between 0 and 1. Lower epsilon."
-            )
-
-
-def _divides_by_weights(rule: Rule, settings: RuleSettings) -> bool:
-    normalise = rule.normalise if settings.normalise is None else settings.normalise
-    return normalise and not rule.elect
+    for density in settings.density or () if rule.trim == "della" else ():
+        broken = 0 < density < 1 and not (density - spread > 0 and density + spread < 1)
+        what = f"probabilities run from {density - spread:g} to {density + spread:g} and must lie between 0 and 1"
+        _refuse(broken, f"density={density:g} with epsilon={settings.epsilon:g}: {what}. Lower epsilon.")

@@ -255,28 +255,24 @@ def keep_probabilities(tensor: Tensor, base: Tensor | None, settings: RuleSettin
 
     Source: DELLA (arXiv 2406.11617), MAGPRUNE, in our reading; mergekit 0.1.5.
     """
-    table = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor
-    origin = None if base is None else base.reshape(table.shape)
-    mergekit = settings.semantics == "mergekit"
-    dim = 1 if mergekit else -1
-    n, epsilon = table.shape[dim], settings.epsilon
-    ranks = torch.arange(n, dtype=torch.float32, device=tensor.device)
-    if n == 1:
-        by_rank = torch.full_like(ranks, density)
-    elif mergekit:
-        by_rank = (density - epsilon) + ranks / (n - 1) * 2 * epsilon
-    else:
-        by_rank = density + epsilon / 2 - epsilon * (n - 1 - ranks) / n
-    result = torch.empty(table.shape, dtype=torch.float32, device=tensor.device)
+    mergekit, epsilon = settings.semantics == "mergekit", settings.epsilon
+    tables = [None if x is None else x.reshape(1, -1) if x.ndim < 2 else x for x in (tensor, base)]
+    if mergekit:
+        tables = [None if x is None else x.movedim(1, -1) for x in tables]
+    table, origin = tables
+    assert table is not None
+    n = table.shape[-1]
+    highest = density + (epsilon if mergekit else epsilon / 2)
+    lowest = density - epsilon if mergekit else highest - epsilon * (n - 1) / n
+    by_rank = torch.linspace(density if n == 1 else lowest, highest, n, device=tensor.device)
+    result = torch.empty_like(table, dtype=torch.float32)
     step = max(1, CHUNK * len(table) // table.numel())
     for row in range(0, len(table), step):
         part = table[row : row + step].to(sum_dtype(tensor))
         part = part if origin is None else part - origin[row : row + step].to(part.dtype)
-        order = part.abs().argsort(dim=dim, stable=True)
-        shape = [1] * order.ndim
-        shape[dim] = n
-        result[row : row + step].scatter_(dim, order, by_rank.view(shape).expand_as(order))
-    return result.view(tensor.shape)
+        order = part.abs().argsort(dim=-1, stable=True)
+        result[row : row + step].scatter_(-1, order, by_rank.expand_as(order))
+    return (result.movedim(-1, 1) if mergekit else result).reshape(tensor.shape)
 
 
 def l1_factor(tensor: Tensor, base: Tensor | None, mask: Tensor) -> float:

@@ -110,12 +110,12 @@ def karcher(g: Tensor, weights: Sequence[float], *, iterations: int = 10, tolera
         return (1.0,)
     norms, w = g.diagonal().sqrt(), torch.tensor(weights, dtype=torch.float64)
     valid = norms > tolerance
-    if not valid.any():
+    w_valid = torch.where(valid, w, 0.0)
+    if abs(w_valid.sum()) < tolerance:
         return (0.0,) * len(weights)
+    w_valid /= w_valid.sum()
     inverse = torch.where(valid, 1 / norms, 0.0)
     u = g * inverse[:, None] * inverse
-    w_valid = torch.where(valid, w, 0.0)
-    w_valid = w_valid / w_valid.sum()
     mean = _unit(w_valid, u, tolerance, fallback=int(valid.int().argmax()))
     for _ in range(iterations):
         dots = (u @ mean).clamp(-1, 1)
