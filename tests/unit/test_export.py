@@ -145,17 +145,19 @@ def test_blocks_do_not_change_a_bit(recipe, tmp_path, monkeypatch):
 def test_a_parent_can_be_an_adapter(parents, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(parents / "base")
     saved(base, lora(), tmp_path / "adapter")
-    recipe = wb.MergeRecipe(parents=[str(tmp_path / "adapter")], method="task_arithmetic", base=str(parents / "base"))
-    ours = tensors(export(recipe.replace(weights=[0.5]), tmp_path / "out"))
+    names = [str(tmp_path / "adapter"), str(parents / "a")]
+    recipe = wb.MergeRecipe(parents=names, method="task_arithmetic", base=str(parents / "base"), dtype="bfloat16")
+    ours, live = tensors(export(recipe, tmp_path / "out")), wb.LiveMerge(recipe, exact=True)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in live.model.state_dict().items())
+    alone = tensors(export(wb.MergeRecipe(parents=names[:1]), tmp_path / "alone"))
     delta = Delta.from_adapter(tmp_path / "adapter", base=base)
     for name, tensor in base.state_dict().items():
-        expected = delta.merged(name, 0.5) if name in delta.names else tensor
-        torch.testing.assert_close(ours[name], expected)
+        torch.testing.assert_close(alone[name], delta.merged(name) if name in delta.names else tensor)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = None
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"adapter.* names no base model. Give the recipe its base"):
-        export(wb.MergeRecipe(parents=[str(tmp_path / "adapter")]), tmp_path / "none")
+        export(wb.MergeRecipe(parents=names[:1]), tmp_path / "none")
 
 
 def disk_full_after(monkeypatch, count):

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from workbench.errors import ConfigError, MergeError, ModelError, WorkbenchError
 from workbench.merging.card import model_card
-from workbench.merging.coefficients import tensor_mix
+from workbench.merging.coefficients import tensor_mix, tensor_settings
 from workbench.merging.parents import check_depth
 from workbench.merging.recipe import MergeRecipe
 from workbench.merging.shards import INDEX, Entry, index_text, plan_shards, write_shard
@@ -56,8 +56,9 @@ def export_merge(
     `.<name>.partial`; after an interruption, of whatever kind, the same call goes on from there. The same recipe,
     parents, torch and number of threads give the same bytes, and those that `LiveMerge(recipe, exact=True)` has.
 
-    Memory, in float32 copies of the largest tensor: `linear` a fraction of one, `slerp` two, other methods one per
-    parent and up to three; embeddings whose vocabularies are aligned one per parent more. Nothing of a shard's size.
+    Memory, in float32 copies of the largest tensor: `linear` a fraction of one, `slerp` three, other methods one per
+    parent, the base too, and up to three; embeddings whose vocabularies are aligned one per parent more. Nothing of a
+    shard's size is held.
 
     Args:
         recipe: What to merge. Its dtype is the format that parents are read in and the result has; None keeps theirs.
@@ -250,27 +251,26 @@ def _blocks(job: _Job, thresholds: Sequence[float] | None, entry: Entry) -> Iter
         mix = tensor_mix(recipe, entry.name, position, lambda _: cosine_similarity(*(read() for read in parents)))
         for start in range(0, entry.numel, _BLOCK):
             # Read anew for each block, so that only the pages of one block are held.
-            pieces = [read(start, start + _BLOCK) for read in parents]
-            yield mix_(torch.empty_like(pieces[0]), pieces, mix)
+            pieces = [read(slice(start, start + _BLOCK)) for read in parents]
+            yield mix_(torch.empty_like(pieces[0], dtype=entry.dtype), pieces, mix)
         return
-    try:
-        settings = recipe.settings_at(entry.name, position, threshold=thresholds)
-        base = readers[recipe.base]() if recipe.base else None
-        yield merge_tensor(recipe.method, [read() for read in parents], base, settings)
-    except (ConfigError, MergeError) as error:
-        raise MergeError(f"Tensor {entry.name!r}, at depth {position:.2f}: {error}") from error
+    settings = tensor_settings(recipe, entry.name, position, thresholds)
+    tensors, base = [read() for read in parents], readers[recipe.base]() if recipe.base else None
+    out = torch.empty(tensors[0].shape, dtype=entry.dtype, device=job.device)
+    yield merge_tensor(recipe.method, tensors, base, settings, out=out)
 
 
 def _readers(job: _Job, entry: Entry) -> dict[str, Callable[..., Tensor]]:
-    """Return for each parent a function that reads a tensor, or a piece of its elements, in the merge's format."""
-    raw = {name: partial(source.read, entry.name) for name, source in job.sources.items()}
+    """Return for each parent a function that reads a tensor, or a piece of its elements."""
+    stored = {name: partial(source.read, entry.name, entry.dtype) for name, source in job.sources.items()}
+    aligned: dict[str, Tensor] = {}
     if job.aligned and entry.name in job.embeddings:
-        tensors = job.aligned.align(list(raw.values()))
-        raw = {name: partial(lambda tensor: tensor, tensor) for name, tensor in zip(raw, tensors)}
+        aligned = dict(zip(stored, job.aligned.align(list(stored.values()))))
 
-    def read(name: str, start: int | None = None, end: int | None = None) -> Tensor:
-        tensor = raw[name]() if start is None else raw[name]().reshape(-1)[start:end]
-        tensor = tensor.to(device=job.device, dtype=entry.dtype)
+    def read(name: str, part: slice | None = None) -> Tensor:
+        held = aligned.get(name)
+        tensor = stored[name](part) if held is None else held if part is None else held.view(-1)[part]
+        tensor = tensor.to(job.device)
         if not _is_finite(tensor):
             raise MergeError(
                 f"Tensor {entry.name!r} of the parent {name!r} holds NaN or infinity in {entry.dtype}; merging needs "
@@ -278,7 +278,7 @@ def _readers(job: _Job, entry: Entry) -> dict[str, Callable[..., Tensor]]:
             )
         return tensor
 
-    return {name: partial(read, name) for name in raw}
+    return {name: partial(read, name) for name in stored}
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -288,9 +288,9 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def _common(job: _Job, name: str) -> Tensor:
     first, *others = job.sources.values()
-    tensor = first.read(name)
+    tensor = first.plain(name)
     for other in others:
-        if not torch.equal(tensor, other.read(name)):
+        if not torch.equal(tensor, other.plain(name)):
             raise MergeError(
                 f"Tensor {name!r} holds {tensor.dtype} numbers that differ between {first.name!r} and {other.name!r}; "
                 "such tensors cannot be averaged. Use both models unquantised, in a floating-point format."

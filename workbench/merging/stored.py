@@ -29,8 +29,9 @@ class Stored:
         name: As the recipe calls it.
         folder: With the configuration and the tokenizer; for an adapter that of its base.
         config: The transformers configuration.
-        weights: Its tensors, an adapter's already added to the base's.
+        weights: Its tensors; for an adapter those of its base.
         files: What the weights are read from.
+        delta: What an adapter adds.
     """
 
     name: str
@@ -38,9 +39,10 @@ class Stored:
     config: Any
     weights: Weights
     files: tuple[Path, ...]
+    delta: Delta | None = None
 
-    def read(self, name: str) -> Tensor:
-        """Return a tensor, mapped from its file: pages are read as they are touched, and given back with it.
+    def plain(self, name: str) -> Tensor:
+        """Return a tensor as it is stored, mapped from its file: pages are read as they are touched.
 
         Raises:
             ModelError: The file is gone or damaged.
@@ -52,6 +54,23 @@ class Stored:
                 f"Tensor {name!r} of {self.name!r} can no longer be read ({error}). Leave the parents in place until "
                 "the merge is written; what is finished is kept, so call again with the same arguments."
             ) from error
+
+    def read(self, name: str, dtype: torch.dtype, part: slice | None = None) -> Tensor:
+        """Return a tensor in a format; one that an adapter changes in float32, lest its update be rounded away.
+
+        Args:
+            name: The tensor's name.
+            dtype: The format.
+            part: Which of its elements, as a flat tensor; None is the whole.
+
+        Raises:
+            ModelError: The file is gone or damaged.
+        """
+        tensor = self.plain(name)
+        if self.delta is not None and name in self.delta.terms:
+            tensor = self.delta.tensor(name).add_(tensor.to(dtype))
+            return tensor if part is None else tensor.view(-1)[part]
+        return (tensor if part is None else tensor.reshape(-1)[part]).to(dtype)
 
 
 def open_stored(name: str, base: str | None = None) -> Stored:
@@ -85,13 +104,7 @@ def _open_adapter(name: str, folder: Path, base: str | None) -> Stored:
         raise ModelError(f"{name!r} is an adapter that names no base model. Give the recipe its base: base='...'.")
     under = open_stored(str(base))
     delta = Delta.from_adapter(folder, base=under.folder)
-    changed = set(delta.names)
-
-    def fetch(tensor: str) -> Tensor:
-        return delta.merged(tensor) if tensor in changed else under.weights.fetch(tensor)
-
-    weights = replace(under.weights, label=name, fetch=fetch)
-    return replace(under, name=name, weights=weights, files=(*under.files, *folder.glob("*.safetensors")))
+    return replace(under, name=name, files=(*under.files, *folder.glob("*.safetensors")), delta=delta)
 
 
 def _check_ties(weights: Weights) -> None:
@@ -142,7 +155,7 @@ def _check_tensors(first: Stored, other: Stored, dtype: torch.dtype | None, free
                 f"{other.name!r}; merging needs equal shapes. Choose models of one family and size; where only the "
                 "vocabularies differ, vocabulary='union' or 'base' aligns them."
             )
-        formats = first.read(name).dtype, other.read(name).dtype
+        formats = first.plain(name).dtype, other.plain(name).dtype
         if formats[0] != formats[1] and (dtype is None or not all(f.is_floating_point for f in formats)):
             raise MergeError(
                 f"Tensor {name!r} is {formats[0]} in {first.name!r} and {formats[1]} in {other.name!r}; merging needs "
@@ -156,7 +169,7 @@ def merged_dtype(stored: Stored, name: str, dtype: torch.dtype | None) -> torch.
     Raises:
         ModelError: It is of a floating-point format for storage only, such as float8.
     """
-    own = stored.read(name).dtype
+    own = stored.plain(name).dtype
     if own.is_floating_point and own not in _MERGEABLE:
         raise ModelError(
             f"Tensor {name!r} of {stored.name!r} is {own}, which is stored with scales and cannot be averaged. Use the "
