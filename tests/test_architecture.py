@@ -37,7 +37,7 @@ PACKAGES = {
     0: {"pandas"},
     1: set(),
     2: {"transformers", "datasets", "accelerate", "safetensors", "pandas", "ray", "huggingface_hub"},
-    3: {"transformers", "peft", "safetensors", "yaml", "nevergrad"},
+    3: {"transformers", "peft", "safetensors", "yaml", "nevergrad", "mergekit"},
     4: {"transformers"},
     5: {"transformers", "lm_eval", "sacrebleu", "rouge_score", "datasets"},
     6: {"transformers", "trl", "peft", "datasets", "accelerate"},

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from workbench.errors import ConfigError
-from workbench.merging.recipe import METHODS, SHARED, WITHOUT_WEIGHTS, MergeRecipe, options_of, ratio_weights
+from workbench.merging.recipe import METHODS, SHARED, MergeRecipe, options_of, ratio_weights
 from workbench.merging.weights import DEFAULT, Curve, Filters, Weight, curve_at
 from workbench.ops.rule_settings import RuleSettings
 
@@ -33,12 +33,12 @@ def write_yaml(recipe: MergeRecipe, *, absolute: bool) -> str:
     inputs: list[dict[str, Any]] = [{"model": name} for name in names]
     base = names[0] if recipe.method == "slerp" else recipe.base and place(recipe.base)
     config: dict[str, Any] = {"merge_method": recipe.method} | ({"base_model": base} if base else {})
-    settings = ((ours, theirs, getattr(recipe, ours)) for ours, theirs in _names(recipe.method).items())
+    settings = ((ours, theirs, getattr(recipe, ours)) for ours, theirs in mergekit_names(recipe.method).items())
     shared = {theirs: _setting(value) for _, theirs, value in settings if value is not None}
     own: dict[str, Sequence[Weight]] = {}
     if recipe.method == "slerp":
         shared["t"] = _setting(share(*recipe.weights or ()))
-    elif recipe.method not in WITHOUT_WEIGHTS:
+    elif "weight" in _own(recipe.method):
         own["weight"] = recipe.weights or ()
     if recipe.density is not None:
         own["density"] = recipe.density
@@ -61,6 +61,11 @@ def _check_expressible(recipe: MergeRecipe) -> None:
             f"semantics={recipe.semantics!r}; a mergekit configuration is merged by mergekit's rules. "
             "Use semantics='mergekit', or keep the recipe as JSON."
         )
+    if recipe.method == "karcher" and len(set(recipe.weights or ())) > 1:
+        raise ConfigError(
+            "The weights differ, and mergekit's karcher weighs all models alike. Leave them out, or keep the recipe as "
+            "JSON."
+        )
     if recipe.seed:
         raise ConfigError(
             f"seed={recipe.seed}; a mergekit configuration holds none, and mergekit draws other masks. Write it with "
@@ -68,7 +73,14 @@ def _check_expressible(recipe: MergeRecipe) -> None:
         )
 
 
-def _names(method: str) -> dict[str, str]:
+def _own(method: str) -> set[str]:
+    # mergekit's karcher weighs all alike, and its slerp has a place t.
+    weight = {"weight"} if METHODS[method].weighted and method not in ("slerp", "karcher") else set[str]()
+    return weight | ({"density", *_OF_ONE_MODEL} & options_of(method))
+
+
+def mergekit_names(method: str) -> dict[str, str]:
+    """Return the settings of a whole merge that a method reads, and what mergekit calls them."""
     names = {ours: theirs for ours, theirs in _NAMES.items() if ours in options_of(method)}
     return names | ({"normalise": "normalize_weights"} if method == "multislerp" else {})
 
@@ -139,10 +151,8 @@ def read_yaml(text: str) -> dict[str, Any]:
         raise ConfigError(f"merge_method: {method!r}; known methods are {', '.join(METHODS)}. Use one of these.")
     _only(config, _KEYS, "at the top")
     inputs, scopes, num_layers = _inputs(config)
-    names = _names(method)
-    own = ({"weight"} if method not in (*WITHOUT_WEIGHTS, "slerp") else set[str]()) | (
-        {"density", *_OF_ONE_MODEL} & options_of(method)
-    )
+    names = mergekit_names(method)
+    own = _own(method)
     known = own | set(names.values()) | ({"t"} if method == "slerp" else set())
     for scope in scopes:
         _only(scope, known, f"among the parameters of {method}")

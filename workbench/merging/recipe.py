@@ -17,9 +17,6 @@ METHODS = RULES
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-WITHOUT_WEIGHTS = ("karcher", "model_stock", "sce", "nearswap", "arcee_fusion")
-"""The methods that weigh all parents alike, or find the weights themselves."""
-
 SHARED = {
     "gamma": (0, 1),
     "epsilon": (0, 1),
@@ -137,8 +134,9 @@ class MergeRecipe:
         if self.density is not None:
             one = not isinstance(self.density, str) and isinstance(self.density, Sequence)
             values = self.density if one else [self.density] * len(self.parents)
-            object.__setattr__(self, "density", _freeze_weights(values, len(self.parents), "density"))
-            for index, weight in enumerate(self.density):
+            frozen = _freeze_weights(values, len(self.parents), "density")
+            object.__setattr__(self, "density", frozen)
+            for index, weight in enumerate(frozen):
                 _check_range(f"density[{index}]", weight, 0, 1)
         for name, (low, high) in SHARED.items():
             if (value := getattr(self, name)) is not None:
@@ -146,7 +144,7 @@ class MergeRecipe:
                 _check_range(name, getattr(self, name), low, high)
 
     def _check_weights(self) -> None:
-        if self.method in WITHOUT_WEIGHTS:
+        if not self.rule.weighted:
             if len(set(self._weights)) > 1 or not isinstance(self._weights[0], float):
                 raise ConfigError(
                     f"weights={[thaw_weight(weight) for weight in self._weights]}; {self.method} reads no weights. "
@@ -163,13 +161,16 @@ class MergeRecipe:
     def _plain_settings(self) -> RuleSettings:
         """The settings that are plain numbers, with the rule's defaults for curves and filters, to check them once."""
         numbers = all(isinstance(weight, float) for weight in self._weights)
-        plain: dict[str, Any] = {name: value for name in SHARED if isinstance(value := getattr(self, name), float)}
+        settings = dict(self._flags)
+        for name in SHARED:
+            if isinstance(value := getattr(self, name), float):
+                settings[name] = value
         if self.method == "nearswap" and self.t is not None:
-            plain.setdefault("t", 1.0)
+            settings.setdefault("t", 1.0)
         if self.density and all(isinstance(density, float) for density in self.density):
-            plain["density"] = self.density
-        weights = self._weights if numbers else (1.0,) * len(self.parents)
-        return RuleSettings(weights=weights, **self._flags, **plain)
+            settings["density"] = self.density
+        weights: Any = self._weights if numbers else (1.0,) * len(self.parents)
+        return RuleSettings(weights=weights, **settings)
 
     @property
     def rule(self) -> Rule:
@@ -212,16 +213,13 @@ class MergeRecipe:
         Raises:
             ConfigError: The settings break a rule at this tensor.
         """
-        shared = {key: value for key in SHARED if (value := getattr(self, key)) is not None}
-        density = None if self.density is None else [weight_at(part, name, position) for part in self.density]
-        return RuleSettings(
-            weights=self.weights_at(name, position),
-            density=density,
-            threshold=threshold,
-            name=name,
-            **self._flags,
-            **{key: weight_at(value, name, position) for key, value in shared.items()},
-        )
+        told = dict(self._flags)
+        for key in SHARED:
+            if (value := getattr(self, key)) is not None:
+                told[key] = weight_at(value, name, position)
+        if self.density is not None:
+            told["density"] = [weight_at(part, name, position) for part in self.density]
+        return RuleSettings(weights=self.weights_at(name, position), threshold=threshold, name=name, **told)
 
     def replace(self, **changes: Any) -> MergeRecipe:
         """Return a recipe with some fields changed, checked anew.
@@ -260,7 +258,7 @@ class MergeRecipe:
         if method not in RULES:
             return self.replace(method=method)
         dropped = {name: _DEFAULTS[name] for name in _OPTIONS if name not in options_of(method)}
-        if method in WITHOUT_WEIGHTS:
+        if not RULES[method].weighted:
             dropped["weights"] = None
         return self.replace(**(dropped | {"method": method} | changes))
 
