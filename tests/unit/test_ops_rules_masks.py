@@ -225,3 +225,23 @@ def test_masks_from_elsewhere_give_the_same_merge(method):
     assert torch.equal(merge_kept(method, parents, base, told(), kept), merged)
     whole = merge_kept(method, parents, base, told(), [Kept()] * 2)
     assert torch.equal(whole, merge_tensor(method, parents, base, told(1.0)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", RULES)
+def test_every_rule_is_the_same_on_a_cuda_device(method):
+    rule, base = RULES[method], noise(seed=9)
+    parents = [base + 0.2 * noise(seed=seed) for seed in range(rule.most or 2)]
+    option = {"density": (0.5,) * len(parents)} if "density" in rule.options else {"t": 0.1}
+    asked = RuleSettings(weights=(1.0,) * len(parents), name="lm_head.weight", **option)
+    there = [parent.cuda() for parent in parents]
+    if rule.sparse:
+        for index, (one, other) in enumerate(zip(parents, there)):
+            mask, copy = keep(method, one, base, asked, index).mask, keep(method, other, base.cuda(), asked, index).mask
+            assert mask is not None
+            assert copy is not None
+            assert torch.equal(mask, copy.cpu())
+    merged = merge_tensor(method, there, base.cuda(), asked)
+    assert merged.is_cuda
+    # Sums over the tensor (angles, the L1 factor) are taken in another order there.
+    assert torch.allclose(merged.cpu(), merge_tensor(method, parents, base, asked), atol=1e-5)
