@@ -204,11 +204,10 @@ def main() -> None:
         shown = (f" {statistics.median(cell):.2f} ({min(cell):.2f} to {max(cell):.2f}) |" for cell in cells)
         print(f"| {name} | {goal} |" + "".join(shown))
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{options.threads} CPU threads"
-    last = found[options.sizes[-1]]
-    print(
-        f"\ndocs/benchmarks.md: LoRA mixture of {options.experts}, {options.sizes[-1]}, {options.batch} x {options.tokens} tokens, {where}, "
-        f"torch {torch.__version__}: " + ", ".join(f"{name} {statistics.median(v):.2f}" for name, v in last.items())
-    )
+    last = options.sizes[-1]
+    ratios = ", ".join(f"{name} {statistics.median(values):.2f}" for name, values in found[last].items())
+    setting = f"{options.experts} experts, {last}, {options.batch} x {options.tokens} tokens, {where}"
+    print(f"\ndocs/benchmarks.md: LoRA mixture, {setting}, torch {torch.__version__}: {ratios}")
 
 
 if __name__ == "__main__":

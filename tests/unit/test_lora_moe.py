@@ -178,7 +178,7 @@ def test_decoding_keeps_the_prompts_route_and_follows_the_rows_that_stay():
         cache = model(**prompt, use_cache=True).past_key_values
         both = model(input_ids=IDS[:, 3:4], past_key_values=copy.deepcopy(cache)).logits
         cache.batch_select_indices(torch.tensor([1]))
-        with pytest.raises(ModelError, match=r"prompt of 2 sequences was routed and 1 are continued.*keep_sequences"):
+        with pytest.raises(ModelError, match=r"prompts of 2 sequences were routed and 1 are continued.*keep_sequences"):
             model(input_ids=IDS[1:, 3:4], past_key_values=copy.deepcopy(cache))
         keep_sequences(model, torch.tensor([1]))
         alone = model(input_ids=IDS[1:, 3:4], past_key_values=cache).logits

@@ -74,16 +74,14 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):
         # The rows of A are those of an nn.Linear each, whose bound depends on the width alone.
         nn.init.kaiming_uniform_(self.lora_moe_A[name], a=math.sqrt(5))
         self.lora_moe_dropout[name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+        experts = config.num_experts
         if leader is None:
-            self.lora_moe_router[name] = Router(
-                self.in_features, config.num_experts, config.num_experts_per_tok, config.router_jitter_noise
-            )
+            router = Router(self.in_features, experts, config.num_experts_per_tok, config.router_jitter_noise)
+            self.lora_moe_router[name] = router
         else:
             self.leaders[name] = leader
         if config.uses_queue:
-            self.lora_moe_queue[name] = ExpertQueue(
-                self.out_features, config.num_experts, config.queue_size, config.queue_dim
-            )
+            self.lora_moe_queue[name] = ExpertQueue(self.out_features, experts, config.queue_size, config.queue_dim)
         self._move_adapter_to_device_of_base_layer(name)
         self.set_adapter(self.active_adapters, inference_mode=kwargs.get("inference_mode", False))
 
@@ -127,7 +125,13 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):
                 )
             return leader.routes[name]
         if config.routing == "sequence" and self.batch.continuing and name in self.routes:
-            return self._standing(name, len(x))
+            if len(self.routes[name].gates) != len(x):
+                raise ModelError(
+                    f"the prompts of {len(self.routes[name].gates)} sequences were routed and {len(x)} are continued; "
+                    "with routing='sequence' a sequence keeps its prompt's route. Keep the batch as it was, or tell "
+                    "which sequences stay by workbench.adapters.keep_sequences."
+                )
+            return self.routes[name]
         rows = x.flatten(0, 1) if config.routing == "token" else self.batch.prompt_mean(x)
         output: RouterOutput = self.lora_moe_router[name](rows)
         empty = torch.zeros_like(output.router_logits)
@@ -137,16 +141,6 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):
         route = _Route(output=output, gates=gates)
         if config.router == "layer" or config.routing == "sequence":
             self.routes[name] = route
-        return route
-
-    def _standing(self, name: str, sequences: int) -> _Route:
-        route: _Route = self.routes[name]
-        if len(route.gates) != sequences:
-            raise ModelError(
-                f"the prompt of {len(route.gates)} sequences was routed and {sequences} are continued; with "
-                "routing='sequence' a sequence keeps the route of its prompt. Keep the batch as it was, or tell which "
-                "rows stay by workbench.adapters.keep_sequences."
-            )
         return route
 
     def _note(self, name: str, route: _Route, hidden: Tensor, gated: Tensor) -> Note:
@@ -160,14 +154,9 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):
             up = self.lora_moe_B[name][:, : own * config.r]
             with torch.autocast(hidden.device.type, enabled=False):
                 experts = experts_for_contrast(queue, hidden[:, :, :own], gated[:, :, :own], up, counted, by_token)
-        return Note(
-            config=config,
-            output=route.output,
-            decided=name in self.lora_moe_router,
-            counted=counted if by_token else None,
-            queue=queue,
-            experts=experts,
-        )
+        counted, decided = counted if by_token else None, name in self.lora_moe_router
+        output = route.output
+        return Note(config=config, output=output, decided=decided, counted=counted, queue=queue, experts=experts)
 
     def keep_sequences(self, rows: Tensor) -> None:
         """Keep the prompts' routes of these sequences only, in this order."""
