@@ -113,12 +113,17 @@ def test_generate_stops_soon_after_stop() -> None:
 def test_other_recipes_take_the_rows_at_the_next_question(make) -> None:
     widget = make()
     recipe = widget.spectrum.recipes[0]
-    widget.spectrum.apply([recipe, recipe.replace(weights=[[1.0, 0.0], [0.0, 1.0]])])
+    curved, filtered = recipe.replace(weights=[[1.0, 0.0], [0.0, 1.0]]), recipe.with_ratio({"mlp": 0.1, "*": 0.2})
+    widget.spectrum.apply([recipe, curved, filtered])
     widget.refresh()
     assert widget.wait(SECONDS)
     labels = [frame["label"] for frame in widget.frames.frames]
-    assert labels == ["linear: general 1.00, medical 0.00", "linear: general [1.00, 0.00], medical [0.00, 1.00]"]
-    assert len(widget.answers) == 2
+    assert labels == [
+        "linear: general 1.00, medical 0.00",
+        "linear: general [1.00, 0.00], medical [0.00, 1.00]",
+        "linear: weights by kind of module",
+    ]
+    assert len(widget.answers) == 3
 
 
 @pytest.mark.parametrize(

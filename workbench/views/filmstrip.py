@@ -17,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.generation import context_length, encode_prompt
+from workbench.merging.weights import Filters
 from workbench.views.answers import NOTICE, short_names
 from workbench.views.controls import STATIC
 from workbench.views.preview import UPDATE_S
@@ -138,7 +139,7 @@ class Filmstrip(widgets.VBox):
         if not isinstance(job, Job):
             if self.on_pick is not None:
                 self.on_pick(job)
-            self._tell(f"Chosen: {recipe_line(job, short_names(job.parents))}")
+            self._tell(f"Chosen: {_in_words(job)}")
             return
         started = time.perf_counter()
         texts = write_rows(
@@ -317,4 +318,12 @@ def row_labels(spectrum: Any) -> list[str]:
     """Return a label for each row, in the words of `row_title`."""
     if row_title(spectrum) != "recipe":
         return [f"{ratio:.2f}" for ratio in spectrum.ratios]
-    return [recipe_line(recipe, short_names(recipe.parents)) for recipe in spectrum.recipes]
+    return [_in_words(recipe) for recipe in spectrum.recipes]
+
+
+def _in_words(recipe: Any) -> str:
+    if any(isinstance(weight, Filters) for weight in recipe.weights):
+        return f"{recipe.method}: weights by kind of module"
+    changed = {name: getattr(recipe, name) for name in ("density", "lambda_") if getattr(recipe, name) is not None}
+    settings = "".join(f", {name.rstrip('_')} {value}" for name, value in changed.items())
+    return recipe_line(recipe, short_names(recipe.parents)) + settings
