@@ -166,9 +166,6 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):
                 kept = {field: getattr(output, field)[rows] for field in output.__dataclass_fields__}
                 self.routes[name] = _Route(output=RouterOutput(**kept), gates=route.gates[rows])
 
-    def __repr__(self) -> str:
-        return "lora_moe." + super().__repr__()
-
 
 def _plus(result: Tensor, hidden: Tensor, up: Tensor, scale: float) -> Tensor:
     """Return result + scale * hidden up^T, in one pass over the result where the dtypes allow it."""
