@@ -203,7 +203,7 @@ def test_history_is_written_as_it_grows(tmp_path):
     done = run(tmp_path, on_log=told.append)
     lines = (done.folder / "history.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == done.history == told
-    assert list(done.to_frame()["step"]) == [1, 2, 3, 4, 5]
+    assert [row["step"] for row in told] == [1, 2, 3, 4, 5]
     assert "finished, step 5 of 5, loss" in repr(done)
 
 

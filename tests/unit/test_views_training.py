@@ -50,7 +50,7 @@ def test_it_follows_a_run_and_its_button_stops_it(tmp_path):
     assert "No step was logged yet" in view._picture.value
     run.history.extend(ROWS)
     view._drawn = 0.0
-    run.tell()
+    run._tell()
     assert "<svg" in view._picture.value
     assert "running; step 2 of 10; training 2; validation 2.5; stage &lt;b&gt;easy; seed 3" in view._status.value
     view._button.click()
@@ -64,7 +64,7 @@ def test_it_redraws_seldom_while_a_run_goes_on(tmp_path):
     run = a_run(tmp_path)
     view = TrainingView(run)
     run.history.extend(ROWS)
-    run.tell()
+    run._tell()
     assert "<svg" not in view._picture.value
 
 

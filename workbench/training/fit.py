@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,45 +12,22 @@ from transformers import PrinterCallback, TrainingArguments
 
 from workbench.errors import ConfigError
 from workbench.routing.find import inner_model
-from workbench.training.encode import Encoded, collate
-from workbench.training.resume import HISTORY, MARK, last_checkpoint, read_json, remove_broken
-from workbench.training.settings import Batch
+from workbench.training.encode import collate
+from workbench.training.resume import MARK, last_checkpoint, read_json, remove_broken
 from workbench.training.stages import Part
-from workbench.training.trainer import AnswerTrainer, ExtraLosses, trl_trainer
-from workbench.training.watch import Watch
+from workbench.training.trainer import AnswerTrainer, trl_parts
+from workbench.training.watch import Hooks, Watch
 
 
-@dataclass(kw_only=True, eq=False)
-class Hooks:
-    """What the user hangs into a run; see `train`."""
-
-    evaluate: Callable[[Any], Mapping[str, Any]] | None = None
-    extra_losses: ExtraLosses | None = None
-    on_batch: Callable[[Batch], Any] | None = None
-    curriculum: Any = None
-    validation: Encoded | None = None
-
-
-def fit_part(
-    run: Any,
-    part: Part,
-    index: int,
-    offset: int,
-    hooks: Hooks,
-    record: Callable[[dict[str, Any]], None],
-    *,
-    progress: bool,
-) -> int | None:
+def fit_part(run: Any, part: Part, index: int, offset: int, hooks: Hooks) -> int | None:
     """Train one stage, or what is left of it.
 
     Args:
-        run: The run; its model is trained in place.
+        run: The run; its model is trained in place, its history grows.
         part: The stage.
         index: Its place.
         offset: Optimiser steps of the stages before it.
         hooks: The user's.
-        record: Called with each new row.
-        progress: Show a bar.
 
     Returns:
         The steps it took in all, or None where it was stopped before its end.
@@ -66,11 +40,14 @@ def fit_part(
     # Trainers switch the cache off, and wrap what stands under the name `forward` in the instance.
     use_cache, models = run.model.config.use_cache, {run.model, inner_model(run.model)}
     forwards = [(model, vars(model).get("forward")) for model in models]
-    trainer, watch = _trainer(run, part, index, offset, hooks, record, folder, progress=progress)
+    trainer, watch = _trainer(run, part, index, offset, hooks, folder)
     try:
         mark = {} if start is None else read_json(start / MARK)
         if start is not None:
-            _go_back(run, watch, mark, offset)
+            watch.rows = mark["rows"]
+            run.rewind(mark["rows"])
+            if mark["curriculum"] is not None:
+                hooks.curriculum.load_state_dict(mark["curriculum"])
         if mark.get("ended"):
             trainer._load_from_checkpoint(str(start))
             return int(mark["step"])
@@ -86,19 +63,9 @@ def fit_part(
             vars(model).update({} if forward is None else {"forward": forward})
 
 
-def _trainer(
-    run: Any, part: Part, index: int, offset: int, hooks: Hooks, record: Any, folder: Path, *, progress: bool
-) -> tuple[Any, Watch]:
-    settings, steps = run.settings, part.steps
-    trl = settings.trainer == "trl"
-    if trl:
-        trainer_class = trl_trainer()
-        from trl.trainer.sft_config import SFTConfig
-
-        extra = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
-        arguments: Any = partial(SFTConfig, **extra)
-    else:
-        trainer_class, arguments = AnswerTrainer, TrainingArguments
+def _trainer(run: Any, part: Part, index: int, offset: int, hooks: Hooks, folder: Path) -> tuple[Any, Watch]:
+    settings, steps, on_cpu = run.settings, part.steps, run.model.device.type == "cpu"
+    trainer_class, arguments = (AnswerTrainer, TrainingArguments) if settings.trainer == "transformers" else trl_parts()
     tenth = max(1, steps // 10)
     args = arguments(
         output_dir=str(folder),
@@ -126,9 +93,9 @@ def _trainer(
         include_num_input_tokens_seen="non_padding",
         label_names=["labels"],
         remove_unused_columns=False,
-        dataloader_pin_memory=run.model.device.type == "cuda",
-        use_cpu=run.model.device.type == "cpu",
-        disable_tqdm=not progress,
+        dataloader_pin_memory=not on_cpu,
+        use_cpu=on_cpu,
+        disable_tqdm=not hooks.progress,
         report_to="none",
     )
     if args.n_gpu > 1:
@@ -136,21 +103,8 @@ def _trainer(
             f"{args.n_gpu} GPUs are visible to one process, which would split batches among them; start with "
             "`accelerate launch`, or show it one: CUDA_VISIBLE_DEVICES=0"
         )
-    watch = Watch(
-        part=part,
-        offset=offset,
-        record=record,
-        curriculum=hooks.curriculum,
-        stop=run.stopping,
-        on_batch=hooks.on_batch,
-        evaluate=hooks.evaluate,
-        eval_every=settings.eval_every or tenth,
-        keep=settings.save_total_limit,
-    )
+    watch = Watch(run, part, offset, hooks, eval_every=settings.eval_every or tenth)
     trainer = trainer_class(
-        part=part,
-        offset=offset,
-        extra=hooks.extra_losses,
         watch=watch,
         model=run.model,
         args=args,
@@ -163,14 +117,3 @@ def _trainer(
     trainer.remove_callback(PrinterCallback)
     watch.trainer = trainer
     return trainer, watch
-
-
-def _go_back(run: Any, watch: Watch, mark: dict[str, Any], offset: int) -> None:
-    """Forget what happened after a checkpoint, so that it can happen again."""
-    watch.rows = mark["rows"]
-    for row in watch.rows:
-        run.history.append(row)
-    if PartialState().is_main_process:
-        (run.folder / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in run.history), encoding="utf-8")
-    if mark["curriculum"] is not None:
-        watch.curriculum.load_state_dict(mark["curriculum"])

@@ -8,22 +8,22 @@ import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from peft import AdaLoraConfig, PeftConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
 from transformers import set_seed
 
 from workbench.errors import ConfigError
 from workbench.training.encode import encode
-from workbench.training.fit import Hooks, fit_part
+from workbench.training.fit import fit_part
 from workbench.training.resume import HISTORY, RUN, check_same, claim, model_digest, write_json
 from workbench.training.settings import Batch, TrainSettings, make_settings
 from workbench.training.stages import Part, make_parts
-from workbench.training.trainer import ExtraLosses
+from workbench.training.watch import Hooks
 
 
 class Run:
@@ -70,32 +70,30 @@ class Run:
         """Call `callback(run)` after each new row and at the end, on the thread that trains."""
         self._watchers.append(callback)
 
-    def to_frame(self) -> Any:
-        """Return the history as a `pandas.DataFrame`, a row for each log."""
-        import pandas as pd
+    def add(self, row: dict[str, Any]) -> None:
+        """Take a new row of the history, and tell the watchers."""
+        self.history.append(row)
+        if PartialState().is_main_process:
+            with (self.folder / HISTORY).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        self._tell()
 
-        return pd.DataFrame(self.history)
+    def rewind(self, rows: list[dict[str, Any]]) -> None:
+        """Take a stage's rows from its checkpoint, and forget on disk what came after them."""
+        self.history += rows
+        if PartialState().is_main_process:
+            text = "".join(json.dumps(row) + "\n" for row in self.history)
+            (self.folder / HISTORY).write_text(text, encoding="utf-8")
 
     def finish(self, state: str, error: BaseException | None = None) -> None:
         """Note how training ended: `finished`, `stopped` or `failed`."""
         self.state, self.error = state, error
-        self.tell()
+        self._tell()
         self._over.set()
 
-    def tell(self) -> None:
-        """Call the watchers."""
+    def _tell(self) -> None:
         for callback in list(self._watchers):
             callback(self)
-
-
-@dataclass(kw_only=True, eq=False)
-class _Plan:
-    run: Run
-    parts: Iterable[Part]
-    record: dict[str, Any]
-    hooks: Hooks
-    on_log: Callable[[dict[str, Any]], Any] | None
-    progress: bool
 
 
 def train(
@@ -108,7 +106,7 @@ def train(
     validation: Iterable[Any] | None = None,
     evaluate: Callable[[Any], Mapping[str, Any]] | None = None,
     curriculum: Any = None,
-    extra_losses: ExtraLosses | None = None,
+    extra_losses: Callable[[Any, Batch], Mapping[str, Tensor]] | None = None,
     on_batch: Callable[[Batch], Any] | None = None,
     on_log: Callable[[dict[str, Any]], Any] | None = None,
     resume: bool = True,
@@ -171,10 +169,12 @@ def train(
         vars(model).pop("hf_device_map", None)
         model.to(world.device)
     folder = Path(output_dir).expanduser()
-    hooks = Hooks(evaluate=evaluate, extra_losses=extra_losses, on_batch=on_batch, curriculum=curriculum)
-    if validation is not None:
-        limits = {"max_length": chosen.max_length, "too_long": chosen.too_long}
-        hooks.validation = encode(model, tokenizer, validation, **limits, name="validation examples")
+    limits: Any = {"max_length": chosen.max_length, "too_long": chosen.too_long, "name": "validation examples"}
+    held_out = None if validation is None else encode(model, tokenizer, validation, **limits)
+    hooks = Hooks(
+        evaluate=evaluate, extra_losses=extra_losses, on_batch=on_batch, curriculum=curriculum, validation=held_out,
+        progress=progress and wait,
+    )  # fmt: skip
     identity = {
         "settings": chosen.identity(), "adapter": config.to_dict() if config else None, "model": model_digest(model),
         "processes": world.num_processes,
@@ -188,11 +188,13 @@ def train(
     run = Run(get_peft_model(model, config) if config else model, tokenizer, folder, chosen, steps=known)
     if stop is not None:
         run.stopping = stop
-    plan = _Plan(run=run, parts=parts, record=record, hooks=hooks, on_log=on_log, progress=progress and wait)
+    if on_log is not None:
+        run.watch(lambda run: on_log(run.history[-1]) if run.state == "running" else None)
+    work = threading.Thread(target=_train, args=(run, parts, record, hooks), name="workbench-train", daemon=True)
     if not wait:
-        threading.Thread(target=_train, args=(plan,), name="workbench-train", daemon=True).start()
+        work.start()
         return run
-    _train(plan)
+    work.run()
     run.wait()
     return run
 
@@ -226,22 +228,21 @@ def _check_model(model: Any, config: PeftConfig | None) -> None:
         )
 
 
-def _train(plan: _Plan) -> None:
-    run, main = plan.run, PartialState().is_main_process
+def _train(run: Run, parts: Iterable[Part], record: dict[str, Any], hooks: Hooks) -> None:
+    main, offset, stages = PartialState().is_main_process, 0, record["stages"]
     try:
         # A layer whose rank AdaLoRA brought to 0 looks to PEFT like a lost shard.
         warnings.filterwarnings("ignore", message=r"Adapter .* have invalid shape")
-        offset, stages = 0, plan.record["stages"]
-        for index, part in enumerate(plan.parts):
+        for index, part in enumerate(parts):
             run.dropped += part.data.dropped
-            now = json.loads(json.dumps(part.identity()))
+            now = part.identity()
             if index < len(stages):
                 check_same(run.folder, stages[index], now, f"stage {index}: ")
             else:
                 stages.append(now)
                 if main:
-                    write_json(run.folder / RUN, plan.record)
-            taken = fit_part(run, part, index, offset, plan.hooks, _recorder(plan, main), progress=plan.progress)
+                    write_json(run.folder / RUN, record)
+            taken = fit_part(run, part, index, offset, hooks)
             if taken is None:
                 run.finish("stopped")
                 return
@@ -253,21 +254,6 @@ def _train(plan: _Plan) -> None:
         run.finish("failed", error)
     finally:
         run.model.eval()
-
-
-def _recorder(plan: _Plan, main: bool) -> Callable[[dict[str, Any]], None]:
-    run = plan.run
-
-    def record(row: dict[str, Any]) -> None:
-        run.history.append(row)
-        if main:
-            with (run.folder / HISTORY).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        if plan.on_log is not None:
-            plan.on_log(row)
-        run.tell()
-
-    return record
 
 
 def _publish(run: Run) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,6 @@ from workbench.training.encode import shown
 from workbench.training.resume import allocator_of, load_state
 from workbench.training.settings import Batch, TrainingFailed
 
-ExtraLosses = Callable[[Any, Batch], Mapping[str, Tensor]]
-
-
 # At run time `Trainer` follows in the method order; its types say less than is known here.
 _Base: Any = object
 
@@ -35,8 +32,8 @@ class AnswerSteps(_Base):
     adapter's auxiliary losses, AdaLoRA's orthogonality and the user's extra losses, each a mean over micro-batches.
     """
 
-    def __init__(self, *, part: Any, offset: int, extra: ExtraLosses | None, watch: Any, **kwargs: Any) -> None:
-        self.part, self.offset, self.extra, self.watch = part, offset, extra, watch
+    def __init__(self, *, watch: Any, **kwargs: Any) -> None:
+        self.watch, self.part, self.hooks = watch, watch.part, watch.hooks
         self.sums: dict[str, Tensor] = {}
         self.count = 0
         self.step_ids: tuple[str, ...] = ()
@@ -66,7 +63,8 @@ class AnswerSteps(_Base):
             named = "".join(f", {name} {float(value.detach()):.3g}" for name, value in terms.items())
             self.fail(f"the loss is {float(loss.detach())} (answers {float(answers):.3g}{named})", batch.ids)
         self._add({"answer_loss": answers, **terms} if terms else {})
-        self.watch.on_batch(batch)
+        if self.hooks.on_batch is not None:
+            self.hooks.on_batch(batch)
         return (loss, result[1]) if return_outputs else loss
 
     def fail(self, what: str, ids: tuple[str, ...]) -> None:
@@ -83,7 +81,7 @@ class AnswerSteps(_Base):
     @property
     def step(self) -> int:
         """The optimiser step under way, from 1 over all stages."""
-        return self.offset + self.state.global_step + 1
+        return self.watch.offset + self.state.global_step + 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of each term since the last row."""
@@ -112,7 +110,7 @@ class AnswerSteps(_Base):
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         model = self.model
         terms = dict(auxiliary_losses(model)) | orthogonality(model)
-        terms |= self.extra(model, batch) if self.extra is not None else {}
+        terms |= self.hooks.extra_losses(model, batch) if self.hooks.extra_losses is not None else {}
         for name, value in terms.items():
             # Reentrant checkpointing detaches such a loss without a word; a constant 0 is a loss that was skipped.
             if not value.requires_grad and float(value) != 0:
@@ -167,13 +165,14 @@ def _without_labels(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dic
 
 
 @cache
-def trl_trainer() -> type:
-    """Return TRL's SFTTrainer on answers; TRL is imported here alone.
+def trl_parts() -> tuple[Any, Any]:
+    """Return TRL's SFTTrainer on answers, and what makes its arguments; TRL is imported here alone.
 
     Raises:
         ConfigError: TRL is not installed.
     """
     try:
+        from trl.trainer.sft_config import SFTConfig
         from trl.trainer.sft_trainer import SFTTrainer
     except ImportError as error:
         raise ConfigError(
@@ -189,7 +188,7 @@ def trl_trainer() -> type:
             if getattr(outputs, "log_probs", None) is not None:
                 self.token_losses = -outputs.log_probs.detach()
 
-    return AnswerSFTTrainer
+    return AnswerSFTTrainer, partial(SFTConfig, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None)
 
 
 def orthogonality(model: Any) -> dict[str, Tensor]:

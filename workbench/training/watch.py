@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch import Tensor
 from transformers import TrainerCallback
 
+from workbench.training.encode import Encoded
 from workbench.training.resume import MARK, allocator_of, checkpoints, last_checkpoint, save_state, write_json
 from workbench.training.routing import RoutingProbe
 from workbench.training.settings import Batch
@@ -20,37 +22,31 @@ from workbench.training.stages import Part
 _NOISE = ("total_flos", "train_loss", "_runtime", "_per_second", "num_tokens")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Hooks:
+    """What the user hangs into a run; see `train`."""
+
+    evaluate: Callable[[Any], Mapping[str, Any]] | None = None
+    extra_losses: Callable[[Any, Batch], Mapping[str, Tensor]] | None = None
+    on_batch: Callable[[Batch], Any] | None = None
+    curriculum: Any = None
+    validation: Encoded | None = None
+    progress: bool = True
+
+
 class Watch(TrainerCallback):
     """Runs beside one stage.
 
     Args:
+        run: Takes each new row of the history; its stop event ends the stage, with a checkpoint.
         part: The stage.
         offset: Optimiser steps of the stages before it.
-        record: Called with each new row of the history.
-        curriculum: Its state, if it has one, is saved with each checkpoint.
-        stop: Ends the stage, with a checkpoint, after the step under way.
-        on_batch: The user's hook, called with each `Batch`.
-        evaluate: The user's measure, called with the model.
-        eval_every: Steps between two calls of it.
-        keep: How many checkpoints stay; None for all.
+        hooks: The user's; a curriculum's state, if it has one, is saved with each checkpoint.
+        eval_every: Steps between two calls of the user's measure.
     """
 
-    def __init__(
-        self,
-        *,
-        part: Part,
-        offset: int,
-        record: Callable[[dict[str, Any]], None],
-        curriculum: Any,
-        stop: threading.Event,
-        on_batch: Callable[[Batch], Any] | None,
-        evaluate: Callable[[Any], Mapping[str, Any]] | None,
-        eval_every: int,
-        keep: int | None,
-    ) -> None:
-        self.part, self.offset, self.record, self.curriculum, self.stop = part, offset, record, curriculum, stop
-        self.on_batch = on_batch or (lambda batch: None)
-        self.evaluate, self.eval_every, self.keep = evaluate, eval_every, keep
+    def __init__(self, run: Any, part: Part, offset: int, hooks: Hooks, *, eval_every: int) -> None:
+        self.run, self.part, self.offset, self.hooks, self.eval_every = run, part, offset, hooks, eval_every
         self.rows: list[dict[str, Any]] = []
         self.ended = False
         self.trainer: Any = None
@@ -81,11 +77,11 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Evaluate where it is due; stop when asked; log before each checkpoint, so that resumed rows are the same."""
         last, due = state.global_step >= state.max_steps, control.should_log
-        if self.evaluate is not None and (last or state.global_step % self.eval_every == 0):
+        if self.hooks.evaluate is not None and (last or state.global_step % self.eval_every == 0):
             model = self.trainer.model
             model.eval()
-            self.trainer.log({f"eval_{name}": _number(value) for name, value in self.evaluate(model).items()})
-        if self.stop.is_set() and not last:
+            self.trainer.log({f"eval_{name}": _number(value) for name, value in self.hooks.evaluate(model).items()})
+        if self.run.stopping.is_set() and not last:
             control.should_training_stop = control.should_save = True
         # A stage that its own rule ends must end in a checkpoint.
         control.should_save |= self.ended or (control.should_evaluate and self.part.done is not None)
@@ -101,7 +97,7 @@ class Watch(TrainerCallback):
         if "loss" in values:
             row |= ranks(self.trainer.model) | self.probe.read()
         self.rows.append(row)
-        self.record(row)
+        self.run.add(row)
         if self.part.done is not None and any(name.startswith("eval_") for name in values):
             self.ended = bool(self.part.done(self.rows))
             control.should_training_stop |= self.ended
@@ -115,14 +111,16 @@ class Watch(TrainerCallback):
         save_state(self.trainer.model, folder)
         # A pickle that nothing here reads.
         (folder / "training_args.bin").unlink(missing_ok=True)
-        held = self.curriculum.state_dict() if hasattr(self.curriculum, "state_dict") else None
+        teacher = self.hooks.curriculum
+        held = teacher.state_dict() if hasattr(teacher, "state_dict") else None
         ended = self.ended or state.global_step >= state.max_steps
         write_json(
             folder / MARK,
             {"step": state.global_step, "ended": ended, "curriculum": held, "rows": self.rows},
         )
+        keep = self.run.settings.save_total_limit
         # Only now, when the new one is whole, may old ones go.
-        for old in checkpoints(folder.parent)[: -self.keep] if self.keep else ():
+        for old in checkpoints(folder.parent)[:-keep] if keep else ():
             shutil.rmtree(old)
 
 
