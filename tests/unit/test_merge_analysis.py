@@ -64,7 +64,7 @@ def test_a_barrier_by_hand() -> None:
     before = live.recipe
 
     def losses(model) -> list[float]:
-        t = float(model.model.layers[0].mlp.up_proj.weight[0, 0])
+        t = model.model.layers[0].mlp.up_proj.weight[0, 0].item()
         return [t * (1 - t) + t, t * (1 - t) + 3 * t]
 
     path = loss_path(live, losses, 5)

@@ -28,7 +28,7 @@ DEFAULT_PROMPT = "What is the first-line treatment of asthma?"
 FALLBACK_WAIT_S = 20.0
 """How long showing the widget waits for its answers, so that the saved notebook holds them."""
 
-MARK = "⑂"
+MARK = "▸"
 HOW_TO_READ = (
     f"How to read this: one row for each blend, in order. {MARK} stands where an answer parts from the row above it: "
     "the faint words before it are the same in both. A row without the mark says what the row above says. All rows are "

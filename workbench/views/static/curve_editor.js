@@ -109,7 +109,7 @@ function render({ model, el }) {
     });
     const below = BOX.top + BOX.height + 24;
     node("text", { x: BOX.left, y: below }, grid).textContent = points.length > 1 ? "first layer" : "one value: outside the layers";
-    node("text", { x: BOX.left + BOX.width, y: below, "text-anchor": "end" }, grid).textContent = "last layer";
+    node("text", { x: BOX.left + BOX.width, y: below, "text-anchor": "end" }, grid).textContent = points.length > 1 ? "last layer" : "";
     lines.replaceChildren();
     curves.forEach((curve, k) => {
       const spread = curve.length > 1 ? curve : [curve[0], curve[0]];

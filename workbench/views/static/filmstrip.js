@@ -18,8 +18,9 @@ function fill(item, frame) {
   const set = (node, text) => { if (node.textContent !== text) node.textContent = text; };
   set(label, frame.label);
   set(shares, frame.shares);
-  set(mark, frame.parts ? "⑂" : "");
-  if (frame.parts) mark.setAttribute("aria-label", "parts from the row above here"); else mark.removeAttribute("aria-label");
+  set(mark, frame.parts ? "▸" : "");
+  const spoken = { role: "img", "aria-label": "parts from the row above here" };
+  Object.entries(spoken).forEach(([name, value]) => (frame.parts ? mark.setAttribute(name, value) : mark.removeAttribute(name)));
   set(rest, frame.rest);
 }
 
