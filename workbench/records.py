@@ -222,8 +222,8 @@ class RoutingTrace:
         tokens: int64 tensors `(N,)`: `token_id` (-1 where the model was given embeddings), `document` (0, 1, ...),
             `row` of the batch, `position` in the document, and `step`, the forward pass counted from the one in which
             the document began: 0 while a prompt is read, then 1, 2, ... for each token that was generated and read.
-        routers: A router's name to what it decided for each token, in the order in which the routers ran; of a router
-            that routes whole sequences, each token has the decision of its sequence.
+        routers: A router's name to what it decided for each token, in the order in which the routers ran, those of
+            one shape together; where whole sequences are routed, each token has the decision of its sequence.
         layers: A router's name to the index of its layer, -1 where its name holds none.
         dropped: Under the key `passes`, how many old forward passes gave way to keep memory bounded.
     """

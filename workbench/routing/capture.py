@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from workbench.errors import ConfigError, ModelError
 from workbench.records import RouterOutput, RoutingTrace
 from workbench.routing.find import find_routers, inner_model, read_output, scaling_layers
 
+_Names = dict[nn.Module, tuple[list[str], list[str] | None]]
 _PARTS = ("router_logits", "routing_weights", "selected_experts")
 
 
@@ -41,7 +42,8 @@ def capture_routing(model: Any, *, max_tokens: int | None = None) -> Iterator[Ro
     if max_tokens is not None and max_tokens < 1:
         raise ConfigError(f"max_tokens={max_tokens} must be at least 1, or None to keep every token")
     routers = find_routers(model)
-    recorder, trace = _Recorder(max_tokens), RoutingTrace()
+    names = {module: (own, scaling_layers(model, module)) for module, own in routers.items()}
+    recorder, trace = _Recorder(max_tokens, names), RoutingTrace()
     inner = inner_model(model)
     handles = [
         inner.register_forward_pre_hook(recorder.begin, with_kwargs=True),
@@ -53,12 +55,16 @@ def capture_routing(model: Any, *, max_tokens: int | None = None) -> Iterator[Ro
     finally:
         for handle in handles:
             handle.remove()
-        _fill(trace, recorder, model, routers)
+        _fill(trace, recorder, _filler(inner))
 
 
 @dataclass(kw_only=True, eq=False)
 class _Pass:
-    """One forward pass: what was read, and what each router returned, still on the model's device."""
+    """One forward pass: what was read, and what routers returned, still on the model's device.
+
+    Routers of one shape stand in one block `(routers, B * T, ...)` by their names: that many small tensors would cost
+    more time than the model's own hooks.
+    """
 
     ids: Tensor | None
     shape: tuple[int, int]
@@ -66,13 +72,15 @@ class _Pass:
     positions: Tensor
     past: int
     calls: list[tuple[nn.Module, Any]] = field(default_factory=list)
+    blocks: dict[tuple[str, ...], RouterOutput] = field(default_factory=dict)
+    by_row: bool = False
 
 
 class _Recorder:
     """The hooks. Whatever runs between passes, such as a recomputation in the backward pass, is not recorded."""
 
-    def __init__(self, max_tokens: int | None) -> None:
-        self.max_tokens, self.held, self.dropped = max_tokens, 0, 0
+    def __init__(self, max_tokens: int | None, names: _Names) -> None:
+        self.max_tokens, self.names, self.held, self.dropped = max_tokens, names, 0, 0
         self.passes: deque[_Pass] = deque()
         self.running: _Pass | None = None
         self.following = False
@@ -95,14 +103,24 @@ class _Recorder:
 
     def record(self, module: nn.Module, _: nn.Module, __: Any, output: Any) -> None:
         if self.running is not None:
-            self.running.calls.append((module, _detached(output) if torch.is_grad_enabled() else output))
+            self.running.calls.append((module, output))
 
+    @torch.no_grad()
     def end(self, *_: Any) -> None:
         done, self.running = self.running, None
-        # Routers of whole sequences rest while an answer is written; routers that are switched off rest for good.
-        resting = self.passes[-1].shape[0] if self.passes and self.following else 0
-        self.following = done is not None and (bool(done.calls) or (done.past > 0 and done.shape[0] == resting))
-        if done is None or not self.following:
+        if done is None:
+            return
+        before = self.passes[-1] if self.following else None
+        if done.calls:
+            done.blocks, done.by_row = _blocks(done, self.names)
+            # With one token a row, only the pass before tells a router of sequences from one of tokens.
+            done.by_row &= done.shape[1] > 1 or not done.past or before is None or before.by_row
+        elif before is not None and before.by_row and done.past and before.shape[0] == done.shape[0]:
+            # Routers of whole sequences rest while an answer is written; those that are switched off are not recorded.
+            done.blocks, done.by_row = _standing(before, done.shape[1]), True
+        done.calls.clear()
+        self.following = bool(done.blocks)
+        if not self.following:
             return
         self.passes.append(done)
         self.held += done.shape[0] * done.shape[1]
@@ -121,38 +139,82 @@ def _positions(shape: tuple[int, int], past: int, given: Any, mask: Tensor | Non
     return torch.arange(past, past + shape[1], device=device)[None]
 
 
-def _detached(output: Any) -> Any:
-    if isinstance(output, RouterOutput):
-        return RouterOutput(**{part: getattr(output, part).detach() for part in _PARTS})
-    if isinstance(output, tuple):
-        return tuple(part.detach() if isinstance(part, Tensor) else part for part in output)
-    return output.detach() if isinstance(output, Tensor) else output
+def _blocks(done: _Pass, names: _Names) -> tuple[dict[tuple[str, ...], RouterOutput], bool]:
+    """Return the blocks of a pass, and whether every router decided once for each row."""
+    blocks: dict[tuple[str, ...], RouterOutput] = {}
+    groups: dict[tuple[int, int], list[tuple[str, RouterOutput]]] = {}
+    seen: dict[nn.Module, int] = {}
+    by_row = True
+    for module, raw in done.calls:
+        place = seen[module] = seen.get(module, -1) + 1
+        own, layers = names[module]
+        # A shared router runs once for each layer that uses it, in the order in which the model holds those layers.
+        name = own[place] if place < len(own) else f"{own[0]}#{place}"
+        output = read_output(module, name, raw)
+        by_row &= output.selected_experts.shape[0] == done.shape[0] and output.router_logits.dim() == 2
+        if output.router_logits.dim() == 4:
+            parts = {part: getattr(output, part).permute(2, 0, 1, 3).flatten(1, 2) for part in _PARTS}
+            blocks[tuple(layers or [name])] = RouterOutput(**parts)
+            continue
+        shape = (output.router_logits.shape[1], output.selected_experts.shape[1])
+        groups.setdefault(shape, []).append((name, _for_each_token(output, name, done.shape)))
+    for members in groups.values():
+        parts = {part: torch.stack([getattr(output, part) for _, output in members]) for part in _PARTS}
+        blocks[tuple(name for name, _ in members)] = RouterOutput(**parts)
+    return blocks, by_row
 
 
-def _fill(trace: RoutingTrace, recorder: _Recorder, model: nn.Module, routers: dict[nn.Module, list[str]]) -> None:
-    """Put all passes together, one copy from the device for each router and part."""
+def _for_each_token(output: RouterOutput, name: str, shape: tuple[int, int]) -> RouterOutput:
+    decisions, (rows, length) = output.selected_experts.shape[0], shape
+    if decisions == rows * length:
+        return output
+    if decisions != rows:
+        raise ModelError(
+            f"the router {name} decided {decisions} times for {rows} rows of {length} tokens; it must decide once for "
+            "each token or once for each row"
+        )
+    return RouterOutput(**{part: getattr(output, part).repeat_interleave(length, 0) for part in _PARTS})
+
+
+def _standing(before: _Pass, length: int) -> dict[tuple[str, ...], RouterOutput]:
+    def last(value: Tensor) -> Tensor:
+        return value.unflatten(1, before.shape)[:, :, -1].repeat_interleave(length, 1)
+
+    return {
+        names: RouterOutput(**{part: last(getattr(block, part)) for part in _PARTS})
+        for names, block in before.blocks.items()
+    }
+
+
+def _fill(trace: RoutingTrace, recorder: _Recorder, filler: int | None) -> None:
+    """Put all passes together, one copy from the device for each block and part."""
     passes = list(recorder.passes)
     trace.dropped["passes"] = recorder.dropped
     if not passes:
         return
-    tokens, keep, order = _tokens(passes, _filler(inner_model(model)))
-    collected: dict[str, list[RouterOutput]] = {}
-    standing: dict[str, RouterOutput] = {}
-    for one in passes:
-        standing = (standing if one.past else {}) | dict(_by_name(one, model, routers))
-        for name, output in standing.items():
-            collected.setdefault(name, []).append(_for_each_token(output, name, one.shape))
-    for name, outputs in collected.items():
-        if len(outputs) != len(passes):
-            raise ModelError(
-                f"the router {name} ran in {len(outputs)} of {len(passes)} forward passes; capture the passes of one "
-                "adapter at a time, or leave those without it out of the block"
-            )
-        parts = {part: torch.cat([getattr(output, part) for output in outputs]).cpu() for part in _PARTS}
-        parts = {part: value if part == _PARTS[2] else value.float() for part, value in parts.items()}
-        trace.routers[name] = RouterOutput(**{part: value[keep][order] for part, value in parts.items()})
-        trace.layers[name] = next((int(part) for part in name.split(".") if part.isdigit()), -1)
+    _check_complete(passes)
+    tokens, keep, order = _tokens(passes, filler)
+    for names in passes[0].blocks:
+        found = [one.blocks[names] for one in passes]
+        parts = {
+            part: torch.cat([getattr(block, part) for block in found], 1).cpu()[:, keep][:, order] for part in _PARTS
+        }
+        for i, name in enumerate(names):
+            one = {part: value[i] if part == _PARTS[2] else value[i].float() for part, value in parts.items()}
+            trace.routers[name] = RouterOutput(**one)
+            trace.layers[name] = next((int(part) for part in name.split(".") if part.isdigit()), -1)
     trace.tokens.update({name: column[order] for name, column in tokens.items()})
+
+
+def _check_complete(passes: list[_Pass]) -> None:
+    counts = Counter(name for one in passes for names in one.blocks for name in names)
+    some = next((name for name, count in counts.items() if count != len(passes)), None)
+    if some is not None or any(one.blocks.keys() != passes[0].blocks.keys() for one in passes):
+        raise ModelError(
+            f"the router {some or next(iter(counts))} ran in {counts[some or next(iter(counts))]} of {len(passes)} "
+            "forward passes, or in another order; capture the passes of one adapter at a time, or leave those without "
+            "it out of the block"
+        )
 
 
 def _filler(inner: Any) -> int | None:
@@ -196,31 +258,3 @@ def _reads_again(before: _Pass, one: _Pass) -> bool:
     if one.past or before.ids is None or one.ids is None or one.shape != (before.shape[0], before.shape[1] + 1):
         return False
     return torch.equal(before.ids, one.ids[:, :-1])
-
-
-def _by_name(one: _Pass, model: nn.Module, routers: dict[nn.Module, list[str]]) -> Iterator[tuple[str, RouterOutput]]:
-    """Yield each call's router name and decisions, one for each token of the pass or one for each row."""
-    seen: dict[nn.Module, int] = {}
-    for module, raw in one.calls:
-        place = seen[module] = seen.get(module, -1) + 1
-        names = routers[module]
-        # A shared router runs once for each layer that uses it, in the order in which the model holds those layers.
-        name = names[place] if place < len(names) else f"{names[0]}#{place}"
-        output = read_output(module, name, raw)
-        if output.router_logits.dim() == 2:
-            yield name, output
-            continue
-        for i, layer in enumerate(scaling_layers(model, module) or [name]):
-            yield layer, RouterOutput(**{part: getattr(output, part)[:, :, i].flatten(0, 1) for part in _PARTS})
-
-
-def _for_each_token(output: RouterOutput, name: str, shape: tuple[int, int]) -> RouterOutput:
-    decisions, (rows, length) = len(output.selected_experts), shape
-    if decisions == rows * length:
-        return output
-    if decisions != rows:
-        raise ModelError(
-            f"the router {name} decided {decisions} times for {rows} rows of {length} tokens; it must decide once for "
-            "each token or once for each row"
-        )
-    return RouterOutput(**{part: getattr(output, part).repeat_interleave(length, 0) for part in _PARTS})

@@ -24,11 +24,11 @@ def find_routers(model: nn.Module) -> dict[nn.Module, list[str]]:
     Raises:
         ModelError: There is none.
     """
-    native = _native_routers(model)
+    kinds = (XLoraClassifier, *_native_routers(model))
+    ours = {kind for kind in {type(module) for module in model.modules()} if _declares(kind)}
     found: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        declared = inspect.signature(type(module).forward).return_annotation
-        if isinstance(module, (XLoraClassifier, *native)) or declared in (RouterOutput, "RouterOutput"):
+        if isinstance(module, kinds) or type(module) in ours:
             found.setdefault(module, []).append(_short(name))
     if not found:
         raise ModelError(
@@ -77,6 +77,10 @@ def inner_model(model: Any) -> nn.Module:
 def _short(name: str) -> str:
     """Leave out what wrappers put in front, so that a model's layers have the same names with and without them."""
     return re.sub(r"^((base_model|lora_model|model)\.)+", "", name)
+
+
+def _declares(kind: type[nn.Module]) -> bool:
+    return inspect.signature(kind.forward).return_annotation in (RouterOutput, "RouterOutput")
 
 
 def _native_routers(model: nn.Module) -> tuple[type, ...]:
