@@ -39,6 +39,7 @@ GOALS = {
     "train: mixture / LoRA": "<= 1.25",
     "train: loop / mixture": ">= 1.50",
     "train: loop over all tokens / mixture": ">= 1.50",
+    "train: loop / mixture, both less the frozen model": "-",
     "train: queue / no contrast": "<= 1.10",
     "train: in-batch / no contrast": "-",
     "generate: mixture / LoRA": "<= 1.30",
@@ -119,7 +120,8 @@ def check(models: dict[str, nn.Module], device: torch.device) -> None:
 
 
 def stepper(model: nn.Module, ids: Tensor) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW([tensor for tensor in model.parameters() if tensor.requires_grad], lr=1e-5)
+    trained = [tensor for tensor in model.parameters() if tensor.requires_grad]
+    optimizer = torch.optim.AdamW(trained or [torch.zeros(1)], lr=1e-5)
 
     def step() -> None:
         model.train()
@@ -167,16 +169,24 @@ def measure(size: str, options: argparse.Namespace, device: torch.device) -> dic
     print(f"\n{size}: {sum(tensor.numel() for tensor in base.parameters()) / 1e6:.1f} M weights, {dtype}")
     models = arms(base, options.experts)
     check(models, device)
+    frozen = shared_copy(base).requires_grad_(False)
+    frozen.enable_input_require_grads()  # a backward goes through it, as through those with adapters
     ids = torch.randint(3, config.vocab_size, (options.batch, options.tokens), device=device)
-    train = timed({name: stepper(model, ids) for name, model in models.items()}, options.rounds, device)
+    steps = {name: stepper(model, ids) for name, model in (models | {"frozen": frozen}).items()}
+    train = timed(steps, options.rounds, device)
     some = {name: generator(models[name], ids[:, :32], options.new_tokens) for name in ("LoRA", "mixture")}
     told = timed(some, options.rounds, device)
     for name, seconds in [*train.items(), *((f"generate, {name}", seconds) for name, seconds in told.items())]:
         print(f"  {name}: {statistics.median(seconds) * 1e3:.0f} ms")
+
+    def less(seconds: list[float]) -> list[float]:
+        return [mine - bare for mine, bare in zip(seconds, train["frozen"])]
+
     pairs = {
         "train: mixture / LoRA": (train["mixture"], train["LoRA"]),
         "train: loop / mixture": (train["loop"], train["mixture"]),
         "train: loop over all tokens / mixture": (train["loop over all tokens"], train["mixture"]),
+        "train: loop / mixture, both less the frozen model": (less(train["loop"]), less(train["mixture"])),
         "train: queue / no contrast": (train["queue"], train["mixture"]),
         "train: in-batch / no contrast": (train["in-batch"], train["mixture"]),
         "generate: mixture / LoRA": (told["mixture"], told["LoRA"]),
