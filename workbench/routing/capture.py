@@ -142,7 +142,7 @@ def _positions(shape: tuple[int, int], past: int, given: Any, mask: Tensor | Non
 def _blocks(done: _Pass, names: _Names) -> tuple[dict[tuple[str, ...], RouterOutput], bool]:
     """Return the blocks of a pass, and whether every router decided once for each row."""
     blocks: dict[tuple[str, ...], RouterOutput] = {}
-    groups: dict[tuple[int, int], list[tuple[str, RouterOutput]]] = {}
+    groups: dict[tuple[Any, ...], list[tuple[str, RouterOutput]]] = {}
     seen: dict[nn.Module, int] = {}
     by_row = True
     for module, raw in done.calls:
@@ -156,8 +156,9 @@ def _blocks(done: _Pass, names: _Names) -> tuple[dict[tuple[str, ...], RouterOut
             parts = {part: getattr(output, part).permute(2, 0, 1, 3).flatten(1, 2) for part in _PARTS}
             blocks[tuple(layers or [name])] = RouterOutput(**parts)
             continue
-        shape = (output.router_logits.shape[1], output.selected_experts.shape[1])
-        groups.setdefault(shape, []).append((name, _for_each_token(output, name, done.shape)))
+        logits = output.router_logits
+        kind = (logits.shape[1], output.selected_experts.shape[1], logits.dtype, logits.device)
+        groups.setdefault(kind, []).append((name, _for_each_token(output, name, done.shape)))
     for members in groups.values():
         parts = {part: torch.stack([getattr(output, part) for _, output in members]) for part in _PARTS}
         blocks[tuple(name for name, _ in members)] = RouterOutput(**parts)
