@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import workbench as wb
 from workbench.errors import ConfigError
+from workbench.merging.recipe import METHODS, options_of
 from workbench.merging.weights import curve_at, depth_positions, freeze_weight, thaw_weight, weight_at
 
 numbers = st.floats(-3, 3, allow_nan=False)
@@ -54,7 +55,10 @@ def test_ratio_is_the_second_parents_share():
         ({"parents": "a"}, r"parents='a'; they are a list of model names\. Put the name into a list"),
         ({"parents": ["a", "a"]}, r"parents=\['a', 'a'\]; they are a list of different model names"),
         ({"parents": []}, r"parents=\[\]"),
-        ({"method": "magic"}, r"method='magic'; known methods are linear, slerp, nuslerp, .*arcee_fusion\. Use one of these"),
+        (
+            {"method": "magic"},
+            r"method='magic'; known methods are linear, slerp, nuslerp, .*arcee_fusion\. Use one of these",
+        ),
         ({"parents": ["a", "b", "c"]}, r"3 parents .*; slerp merges exactly 2\. Change the list, or use"),
         ({"weights": [1, 2, 3]}, r"weights=\[1, 2, 3\] for 2 parents; they are a list with one weight per parent"),
         ({"weights": 0.5}, r"weights=0\.5 for 2 parents"),
@@ -78,6 +82,40 @@ def test_ratio_is_the_second_parents_share():
         ({"base": "a"}, r"base='a'; slerp has no use for it"),
         ({"dtype": "int8"}, r"dtype='int8'; a merge works in one of float32, bfloat16, float16"),
         ({"num_layers": 0}, r"num_layers=0; it is the parents' number of layers, at least 1"),
+        ({"method": "ties", "base": None}, r"ties has no base; it merges what parents add to one\. Give the model"),
+        (
+            {"method": "ties", "base": "a"},
+            r"base='a' is one of the parents, so that its task vector is 0\. Take it out",
+        ),
+        ({"density": 0.5}, r"density=0\.5; slerp has no use for it\. Leave it out"),
+        ({"seed": 3}, r"seed=3; slerp has no use for it"),
+        ({"method": "ties", "base": "c", "density": 1.5}, r"density\[0\] has the value 1\.5; it is from 0 to 1"),
+        ({"method": "ties", "base": "c", "density": [0.5, [0.1, -1]]}, r"density\[1\] has the value -1; it is from 0"),
+        (
+            {"method": "ties", "base": "c", "density": [0.5]},
+            r"density=\[0\.5\] for 2 parents; .* one density per parent",
+        ),
+        ({"method": "ties", "base": "c", "density": "half"}, r"density\[0\] is 'half'"),
+        ({"method": "ties", "base": "c", "gamma": 0.1}, r"gamma=0\.1; ties has no use for it"),
+        ({"method": "ties", "base": "c", "rescale": 1}, r"rescale=1; it is True, False, or None"),
+        ({"method": "ties", "base": "c", "lambda_": "all"}, r"lambda_ is 'all'"),
+        ({"method": "ties", "base": "c", "semantics": "mine"}, r"semantics='mine'; it is one of paper, mergekit, peft"),
+        ({"method": "breadcrumbs", "base": "c", "semantics": "peft"}, r"semantics='peft' with breadcrumbs; PEFT has"),
+        ({"method": "breadcrumbs", "base": "c", "gamma": {"mlp": 2, "*": 0}}, r"gamma has the value 2; it is from 0"),
+        ({"method": "dare_ties", "base": "c", "seed": 0.5}, r"seed=0\.5; it is a whole number"),
+        ({"method": "della", "base": "c", "density": 0.9}, r"density=0\.9 with epsilon=0\.15: .* Lower epsilon"),
+        ({"method": "sce", "base": "c", "select_topk": [0, 2]}, r"select_topk has the value 2; it is from 0 to 1"),
+        ({"method": "sce", "base": "c"}, r"weights=\[0\.6, 0\.4\]; sce reads no weights\. Leave them out"),
+        (
+            {"method": "model_stock", "base": "c", "parents": ["a"], "weights": None},
+            r"merges at least 2 besides its base",
+        ),
+        ({"method": "nearswap", "base": "c", "parents": ["a"], "weights": None}, r"nearswap with t=None"),
+        (
+            {"method": "nearswap", "base": "c", "parents": ["a"], "weights": None, "t": -1},
+            r"t has the value -1; it is at",
+        ),
+        ({"method": "nearswap", "base": "c", "weights": None}, r"2 parents .*; nearswap merges exactly 1 besides"),
     ],
 )
 def test_what_a_recipe_refuses(changes, message):
@@ -140,6 +178,98 @@ def test_json_round_trip(first, second, normalise, dtype):
         num_layers=3,
     )
     assert wb.MergeRecipe.from_json(before.to_json()) == before
+
+
+FULL = {
+    "density": [0.5, {"mlp": [0.2, 0.8], "*": 1}],
+    "gamma": 0.02,
+    "epsilon": 0.1,
+    "lambda_": {"norm": 0, "*": [1, 0.5]},
+    "t": [0.1, 0.2],
+    "select_topk": 0.7,
+    "normalise": True,
+    "rescale": False,
+    "base": "c",
+}
+
+
+def full(method, **changes):
+    """A recipe that uses all that its method reads."""
+    fields = {name: FULL[name] for name in options_of(method) & set(FULL)}
+    count = METHODS[method].most or 2
+    if "density" in fields:
+        fields["density"] = FULL["density"] if not method.startswith("della") else [0.5, 0.25]
+    weights = [[0.25, 0.5], 2.0][:count] if METHODS[method].weighted and method not in ("slerp", "karcher") else None
+    return wb.MergeRecipe(parents=["a", "b"][:count], method=method, weights=weights, **(fields | changes))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_survives_json_and_yaml(method):
+    before = full(method, dtype="bfloat16", num_layers=3)
+    assert wb.MergeRecipe.from_json(before.to_json()) == before
+    assert wb.MergeRecipe.from_yaml(before.to_yaml(absolute=False)) == before
+    assert {before: 1}[wb.MergeRecipe.from_json(before.to_json())] == 1
+
+
+def test_seed_semantics_and_weights_of_karcher_stay_in_json_for_mergekit_has_no_place_for_them():
+    for recipe_, message in [
+        (full("dare_ties", seed=3), r"seed=3; .* holds none, and mergekit draws other masks\. Write it with seed=0"),
+        (full("ties", semantics="paper"), r"semantics='paper'; a mergekit configuration is merged by mergekit's rules"),
+        (
+            full("karcher").replace(weights=[1, 2]),
+            r"The weights differ, and mergekit's karcher weighs all models alike",
+        ),
+    ]:
+        assert wb.MergeRecipe.from_json(recipe_.to_json()) == recipe_
+        with pytest.raises(ConfigError, match=message):
+            recipe_.to_yaml(absolute=False)
+
+
+def test_settings_are_read_at_a_tensor():
+    told = full("ties").settings_at("model.layers.1.mlp.up_proj.weight", 0.5)
+    assert (told.weights, told.density, told.lambda_, told.name) == ((0.375, 2.0), (0.5, 0.5), 0.75, told.name)
+    assert (told.normalise, told.rescale, told.gamma) == (True, False, 0.01)
+    assert full("breadcrumbs").settings_at("x", 0).gamma == 0.02
+    assert full("ties", density=0.25).density == (0.25, 0.25)
+
+
+def test_another_method_drops_what_it_has_no_use_for():
+    ties = full("ties")
+    assert ties.with_method("linear") == wb.MergeRecipe(parents=["a", "b"], weights=[[0.25, 0.5], 2], normalise=True)
+    assert ties.with_method("dare_ties", seed=2).density == ties.density
+    assert ties.with_method("model_stock").weights == (0.5, 0.5)
+    with pytest.raises(ConfigError, match="ties has no base"):
+        recipe().with_method("ties")
+    with pytest.raises(ConfigError, match="method='magic'"):
+        recipe().with_method("magic")
+
+
+PUBLISHED_TIES = """
+models:
+  - model: org/base
+  - model: org/one
+    parameters: {density: [1, 0.7, 0.1], weight: 1.0, gamma: 0.02}
+  - model: org/two
+    parameters: {density: 0.5, weight: [0, 0.3, 0.7, 1], gamma: 0.02}
+merge_method: breadcrumbs_ties
+base_model: org/base
+parameters: {normalize: true, lambda: 1.1}
+dtype: float16
+"""
+
+
+def test_a_published_configuration_with_its_base_among_the_models_is_read():
+    read = wb.MergeRecipe.from_yaml(PUBLISHED_TIES)
+    assert (read.base, read.parents, read.gamma, read.lambda_) == ("org/base", ("org/one", "org/two"), 0.02, 1.1)
+    assert read.density == ((1.0, 0.7, 0.1), 0.5)
+    assert wb.MergeRecipe.from_yaml(read.to_yaml(absolute=False)) == read
+    other = PUBLISHED_TIES.replace("weight: 1.0, gamma: 0.02", "weight: 1.0, gamma: 0.05")
+    with pytest.raises(ConfigError, match=r"'gamma' differs between the models \(0\.05 and 0\.02\); .* one for all"):
+        wb.MergeRecipe.from_yaml(other)
+    part = PUBLISHED_TIES.replace("density: 0.5", "density: [{filter: mlp, value: 0.5}]")
+    assert wb.MergeRecipe.from_yaml(part).density[1] == freeze_weight({"mlp": 0.5, "*": 1.0}, "density")
+    with pytest.raises(ConfigError, match=r"'int8_mask' among the parameters of breadcrumbs_ties has no place"):
+        wb.MergeRecipe.from_yaml(PUBLISHED_TIES.replace("lambda: 1.1", "int8_mask: true"))
 
 
 @pytest.mark.parametrize(

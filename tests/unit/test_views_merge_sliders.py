@@ -17,11 +17,12 @@ from workbench.views.recipe_table import layer_shares, recipe_line
 SECONDS = 60
 
 
-def live_merge(weights=(0.6, 0.4), *, context: int = 256) -> LiveMerge:
+def live_merge(weights=(0.6, 0.4), *, context: int = 256, ground: str | None = None, **settings) -> LiveMerge:
     names = ["x/general", "x/medical", "x/third"][: len(weights)]
-    recipe = MergeRecipe(parents=names, weights=list(weights))
+    recipe = MergeRecipe(parents=names, weights=list(weights), base=ground if settings else None, **settings)
     models = [pico(seed=seed, context=context) for seed in range(len(weights))]
-    return LiveMerge(recipe, models=models, tokenizer=byte_tokenizer(chat=True))
+    base = pico(seed=9, context=context) if ground else None
+    return LiveMerge(recipe, models=models, base=base, tokenizer=byte_tokenizer(chat=True))
 
 
 @pytest.fixture
@@ -129,9 +130,50 @@ def test_two_parents_may_be_merged_along_the_sphere(make) -> None:
     assert "slerp" in widget._yaml.text
 
 
+def test_with_a_base_a_density_and_a_lambda_can_be_moved(make) -> None:
+    widget = make(live_merge(ground="x/base"))
+    base = widget.live.base
+    assert {"ties", "dare_linear", "model_stock", "task_arithmetic"} <= set(widget.method.options)
+    assert not {"nearswap", "arcee_fusion"} & set(widget.method.options)
+    assert [slider.layout.display for slider in widget.settings.values()] == ["none", "none"]
+    widget.method.value = "ties"
+    assert [slider.layout.display for slider in widget.settings.values()] == ["", ""]
+    widget.settings["density"].move(0.25)
+    widget.settings["lambda_"].move(1.5)
+    assert widget.wait(SECONDS)
+    shown = widget.live.recipe
+    assert (shown.method, shown.base, shown.density, shown.lambda_) == ("ties", base, (0.25, 0.25), 1.5)
+    assert "density: 0.25" in widget._yaml.text
+    widget.method.value = "model_stock"
+    assert widget.weights.disabled
+    assert [slider.layout.display for slider in widget.settings.values()] == ["none", "none"]
+    widget.method.value = "linear"
+    assert widget.wait(SECONDS)
+    assert (widget.live.recipe.base, widget.live.recipe.density, widget.weights.disabled) == (None, None, False)
+
+
+def test_densities_of_single_parents_stay_until_the_slider_is_moved(make) -> None:
+    widget = make(live_merge(method="ties", ground="x/base", density=[0.2, [0.4, 0.6]]))
+    assert widget.settings["density"].chosen == pytest.approx(0.4)
+    widget.weights.move([0.5, 0.5])
+    assert widget.recipe.density == (0.2, (0.4, 0.6))
+    widget.settings["density"].move(0.3)
+    assert widget.recipe.density == (0.3, 0.3)
+
+
+def test_the_model_is_saved_with_the_density_as_it_is(make, tmp_path) -> None:
+    widget = make(live_merge(method="ties", ground="x/base", density=0.3))
+    widget.save(tmp_path / "merged")
+    assert widget.wait(SECONDS)
+    again, exact = AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), widget.live
+    exact.exact = True
+    exact.apply(widget.recipe)
+    assert same_weights(again, exact.model)
+
+
 def test_three_parents_have_normalised_weights_and_a_curve_each(make) -> None:
     widget = make(live_merge([0.2, 0.3, 0.5]))
-    assert widget.method.options == ("linear",)
+    assert widget.method.options == ("linear", "multislerp", "karcher")
     widget.weights.move([1.0, 1.0, 0.0])
     assert widget.wait(SECONDS)
     assert widget.live.recipe.weights == (0.5, 0.5, 0.0)

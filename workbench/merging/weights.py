@@ -120,6 +120,13 @@ def numbers_of(weight: Weight) -> list[float]:
     return list(weight) if isinstance(weight, tuple) else [weight]
 
 
+def mean_of(values: Any) -> float:
+    """Return the mean of every number of a weight, or of several weights."""
+    parts = values if isinstance(values, tuple) else (values,)
+    numbers = [number for part in parts for number in numbers_of(part)]
+    return math.fsum(numbers) / len(numbers)
+
+
 def weight_at(weight: Weight, name: str, position: float) -> float:
     """Return what a weight says about one tensor.
 

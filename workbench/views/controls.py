@@ -45,6 +45,37 @@ class BlendWeights(anywidget.AnyWidget):
             self.chosen = self.weights
 
 
+class Setting(anywidget.AnyWidget):
+    """A labelled slider for one number of a merge, such as the density.
+
+    `value` follows the pointer, `chosen` a movement that has come to rest.
+
+    Args:
+        label: What is set; also its accessible name.
+        value: From 0 to `most`.
+        most: The right end.
+        step: What one press of an arrow key adds.
+    """
+
+    _esm = STATIC / "setting.js"
+    _css = STATIC / "workbench.css"
+    label = traitlets.Unicode().tag(sync=True)
+    value = traitlets.Float().tag(sync=True)
+    chosen = traitlets.Float().tag(sync=True)
+    most = traitlets.Float(1.0).tag(sync=True)
+    step = traitlets.Float(0.05).tag(sync=True)
+
+    def __init__(self, label: str, value: float, *, most: float = 1.0, step: float = 0.05, **kwargs: Any) -> None:
+        value = min(max(float(value), 0.0), most)
+        super().__init__(label=label, value=value, chosen=value, most=most, step=step, **kwargs)
+
+    def move(self, value: float) -> None:
+        """Set the slider from Python, as if it had been moved there and released."""
+        with self.hold_sync():
+            self.value = float(value)
+            self.chosen = self.value
+
+
 class DepthCurve(anywidget.AnyWidget):
     """A parent's weight over the depth of the model, as three to six points that are dragged or moved by arrow keys.
 

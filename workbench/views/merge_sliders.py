@@ -14,9 +14,11 @@ import ipywidgets as widgets
 import pandas as pd
 
 from workbench.errors import ConfigError, WorkbenchError
+from workbench.merging.recipe import METHODS, options_of
+from workbench.merging.weights import mean_of
 from workbench.views.answers import NOTICE, fallback_table, short_names
 from workbench.views.blend_chart import BlendChart, nearest_scores
-from workbench.views.controls import BlendWeights, CopyBox, DepthCurve
+from workbench.views.controls import BlendWeights, CopyBox, DepthCurve, Setting
 from workbench.views.front import about_line, check_parents, curves, method_of
 from workbench.views.panes import AnswerPanes
 from workbench.views.preview import Preview, Request
@@ -141,8 +143,13 @@ class MergeSliders(widgets.VBox):
         self.curves = [DepthCurve(label, curve, step=step) for label, curve in zip(labels, points)]
         curved = any(not isinstance(weight, float) for weight in self.recipe.weights)
         self.curved = widgets.Checkbox(value=curved, description="A curve over depth", indent=False)
-        methods = ["linear", "slerp"] if two else ["linear"]
+        methods = [method for method in METHODS if method == self.recipe.method or self._allows(method)]
         self.method = _field(widgets.Dropdown(options=methods, value=self.recipe.method, description="Method"))
+        density, factor = mean_of(self.recipe.density or 1.0), mean_of(self.recipe.lambda_ or 1.0)
+        self.settings = {
+            "density": Setting("Density: share of each change that is kept", density, step=step),
+            "lambda_": Setting("Lambda: factor of the merged change", factor, most=2.0, step=step),
+        }
         self._prompt = _field(widgets.Textarea(description="Prompt", continuous_update=False, rows=3), grow=True)
         options = [("choose …", ""), *((_shorten(name), text) for name, text in examples.items())]
         self._picker = _field(widgets.Dropdown(options=options, value="", description="Example prompts"))
@@ -173,7 +180,7 @@ class MergeSliders(widgets.VBox):
     def _layout(self) -> list[widgets.Widget]:
         title = f"<h3>A blend of {html.escape(' and '.join([', '.join(self.names[:-1]), self.names[-1]]))}</h3>"
         self._curve_box = _box(self.curves, "wb-curves")
-        settings = _box([self.method, self.curved], "wb-row")
+        settings = _box([_box([self.method, self.curved], "wb-row"), *self.settings.values()])
         asking = [self._prompt, _box([self._picker, self._ask], "wb-side")]
         rows: list[widgets.Widget] = [
             widgets.HTML(f'{title}<p class="wb-note">{HOW_TO_READ}</p>'),
@@ -195,7 +202,7 @@ class MergeSliders(widgets.VBox):
         return [*rows, _box(tools, "wb-tools"), widgets.HTML(f'<p class="wb-note">{NOTICE}</p>')]
 
     def _connect(self) -> None:
-        for part in (self.weights, *self.curves):
+        for part in (self.weights, *self.curves, *self.settings.values()):
             part.observe(self._recompose, "chosen")
         self.curved.observe(self._toggle_curve, "value")
         self.method.observe(self._recompose, "value")
@@ -206,17 +213,36 @@ class MergeSliders(widgets.VBox):
 
     # What happens when something is moved: short, and on whatever thread the event comes.
 
-    def _recompose(self, _: Any = None) -> None:
+    def _recompose(self, change: Any = None) -> None:
         """Make a recipe of what the controls say, and preview it; a recipe that breaks a rule is only reported."""
         with self._guard:
             try:
-                self.recipe = self.recipe.replace(weights=self._read_weights(), method=self.method.value)
+                self.recipe = self._read_recipe(None if change is None else change["owner"])
             except WorkbenchError as error:
                 self._failed(error)
                 return
             self._status.value = _line("Writing …")
             self._show_recipe()
             self.refresh()
+
+    def _read_recipe(self, moved: Any) -> Any:
+        method = self.method.value
+        changes: dict[str, Any] = {"weights": self._read_weights()} if METHODS[method].weighted else {}
+        for name, slider in self.settings.items():
+            # One that nobody moved leaves curves and numbers for single parents as they are.
+            if name in options_of(method) and (slider is moved or getattr(self.recipe, name) is None):
+                changes[name] = slider.chosen
+        return self.recipe.with_method(method, **self._base_for(method), **changes)
+
+    def _base_for(self, method: str) -> dict[str, Any]:
+        return {"base": self.live.base} if "base" in options_of(method) else {}
+
+    def _allows(self, method: str) -> bool:
+        try:
+            self.recipe.with_method(method, **self._base_for(method))
+        except ConfigError:
+            return False
+        return True
 
     def _read_weights(self) -> list[Any]:
         if not self.curved.value:
@@ -264,7 +290,11 @@ class MergeSliders(widgets.VBox):
 
     def _write_model(self, recipe: Any, folder: str | Path) -> None:
         try:
-            self.live.apply(recipe)
+            held, self.live.exact = self.live.exact, True
+            try:
+                self.live.apply(recipe)
+            finally:
+                self.live.exact = held
             with self.live.generation(preview=False):
                 save_model(self.live.model, self.live.tokenizer, folder)
             self._saved.value = _line(f"Saved to {folder}")
@@ -291,9 +321,13 @@ class MergeSliders(widgets.VBox):
         return yaml_text(self.recipe, absolute=absolute)
 
     def _show_recipe(self) -> None:
-        curved = self.curved.value
+        method = self.method.value
+        weighted = METHODS[method].weighted
+        curved = self.curved.value and weighted
         self._curve_box.layout.display = "" if curved else "none"
-        self.weights.disabled = curved
+        self.weights.disabled = curved or not weighted
+        for name, slider in self.settings.items():
+            slider.layout.display = "" if name in options_of(method) else "none"
         self._yaml.text = self._yaml_text(absolute=False)
         self._table.value = recipe_table(self.recipe, self.names, self.live.model)
         if self.chart is None:
