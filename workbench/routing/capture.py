@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from workbench.errors import ConfigError, ModelError
 from workbench.records import RouterOutput, RoutingTrace
-from workbench.routing.find import find_routers, inner_model, read_output, scaling_layers
+from workbench.routing.find import find_routers, inner_model, layer_of, read_output, scaling_layers
 
 _Names = dict[nn.Module, tuple[list[str], list[str] | None]]
 _PARTS = ("router_logits", "routing_weights", "selected_experts")
@@ -203,7 +203,7 @@ def _fill(trace: RoutingTrace, recorder: _Recorder, filler: int | None) -> None:
         for i, name in enumerate(names):
             one = {part: value[i] if part == _PARTS[2] else value[i].float() for part, value in parts.items()}
             trace.routers[name] = RouterOutput(**one)
-            trace.layers[name] = next((int(part) for part in name.split(".") if part.isdigit()), -1)
+            trace.layers[name] = layer_of(name)
     trace.tokens.update({name: column[order] for name, column in tokens.items()})
 
 

@@ -74,6 +74,11 @@ def inner_model(model: Any) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def layer_of(name: str) -> int:
+    """Return the index of a router's layer, the first number in its name, or -1 where it holds none."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), -1)
+
+
 def _short(name: str) -> str:
     """Leave out what wrappers put in front, so that a model's layers have the same names with and without them."""
     return re.sub(r"^((base_model|lora_model|model)\.)+", "", name)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from workbench.errors import ConfigError
 from workbench.records import RouterOutput
-from workbench.routing.find import find_routers, read_output
+from workbench.routing.find import find_routers, layer_of, read_output
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def steer_routing(
     if expert is None or (force is not None and mute is not None):
         raise ConfigError(f"force={force}, mute={mute}: give exactly one of them, an expert counted from 0")
     chosen = {
-        module: [name for name in names if layers is None or _layer(name) in layers]
+        module: [name for name in names if layers is None or layer_of(name) in layers]
         for module, names in find_routers(model).items()
     }
     if not any(chosen.values()):
@@ -57,10 +57,6 @@ def steer_routing(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _layer(name: str) -> int:
-    return next((int(part) for part in name.split(".") if part.isdigit()), -1)
 
 
 def _hook(module: nn.Module, _: Any, raw: Any, *, name: str, edit: Any) -> Any:
