@@ -94,7 +94,7 @@ def export_merge(
     job = _plan(recipe, max_shard_bytes, vocabulary, torch.device(device))
     unfinished = target.with_name(f".{target.name}.partial")
     try:
-        _start(unfinished, job)
+        _start(unfinished, job, [max_shard_bytes, vocabulary, str(device)])
         _write(unfinished, job, progress)
         unfinished.rename(target)
         (target / _MANIFEST).unlink()
@@ -124,12 +124,7 @@ class _Job:
     embeddings: frozenset[str]
     device: torch.device
     lead: Stored
-    manifest: dict[str, Any]
     card: str
-
-    @property
-    def parents(self) -> list[Stored]:
-        return [self.sources[name] for name in self.recipe.parents]
 
 
 def _plan(recipe: MergeRecipe, max_bytes: int, how: str | None, device: torch.device) -> _Job:
@@ -138,68 +133,55 @@ def _plan(recipe: MergeRecipe, max_bytes: int, how: str | None, device: torch.de
     dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
     first = sources[names[0]]
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(first.config, trust_remote_code=False)
-    embeddings = vocabulary_tensors(skeleton)
+        embeddings = vocabulary_tensors(AutoModelForCausalLM.from_config(first.config, trust_remote_code=False))
     tokenizers = {name: load_tokenizer(source.folder) for name, source in sources.items()}
-    embedding = next(name for name in first.weights.names if name in embeddings)
-    sizes = {name: source.weights.shapes.get(embedding, (0,))[0] for name, source in sources.items()}
+    table = next(name for name in first.weights.names if name in embeddings)
+    sizes = {name: source.weights.shapes.get(table, (0,))[0] for name, source in sources.items()}
     check_stored(sources, dtype=dtype, free=embeddings if how else frozenset())
     base = recipe.base or (recipe.parents[0] if recipe.method == "slerp" else None)
     aligned = align_vocabularies(tokenizers, sizes, how, base=base)
     lead = sources[base] if aligned and base else first
-    tensors = first.weights.names
-    check_depth(tensors, recipe.num_layers)
-    entries = [_entry(first, name, dtype, aligned if name in embeddings else None) for name in tensors]
+    shapes = {name: first.weights.shapes[name] for name in first.weights.names}
+    check_depth(shapes, recipe.num_layers)
+    if aligned:
+        shapes |= {name: (aligned.size, *shapes[name][1:]) for name in embeddings & shapes.keys()}
+    entries = [Entry(name=name, dtype=merged_dtype(first, name, dtype), shape=shape) for name, shape in shapes.items()]
+    tokenizer = aligned.tokenizer if aligned else tokenizers[lead.name]
     return _Job(
         recipe=recipe,
         sources=sources,
         shards=plan_shards(entries, max_bytes),
-        positions=depth_positions(tensors),
+        positions=depth_positions(shapes),
         aligned=aligned,
-        embeddings=embeddings,
+        embeddings=embeddings if aligned else frozenset(),
         device=device,
         lead=lead,
-        manifest={
-            "recipe": json.loads(recipe.to_json()),
-            "settings": {"max_shard_bytes": max_bytes, "vocabulary": how, "device": str(device)},
-            "parents": {name: [_stamp(path) for path in sorted(source.files)] for name, source in sources.items()},
-        },
-        card=model_card(
-            recipe, tokenizers, aligned.tokenizer if aligned else tokenizers[lead.name], how if aligned else None
-        ),
+        card=model_card(recipe, tokenizers, tokenizer, how if aligned else None),
     )
 
 
-def _entry(first: Stored, name: str, dtype: torch.dtype | None, aligned: Vocabulary | None) -> Entry:
-    shape = first.weights.shapes[name]
-    rows = shape[:1] if aligned is None else (aligned.size,)
-    return Entry(name=name, dtype=merged_dtype(first, name, dtype), shape=(*rows, *shape[1:]))
-
-
-def _stamp(path: Path) -> list[Any]:
-    state = path.stat()
-    return [str(path.resolve()), state.st_size, state.st_mtime_ns]
-
-
-def _start(folder: Path, job: _Job) -> None:
-    manifest = folder / _MANIFEST
-    if manifest.is_file():
-        seen = read_json_object(manifest)
-        differing = [key for key, value in job.manifest.items() if seen.get(key) != value]
-        if differing:
-            raise MergeError(
-                f"{folder} holds an unfinished export with other {' and '.join(differing)} (its recipe: "
-                f"{json.dumps(seen.get('recipe'))}). Finish that one with its own arguments, or delete the folder."
-            )
+def _start(folder: Path, job: _Job, settings: list[Any]) -> None:
+    """Make the folder, or make sure that what lies there is the beginning of this very export."""
+    manifest = {"recipe": json.loads(job.recipe.to_json()), "settings": settings, "parents": {}}
+    for name, source in job.sources.items():
+        states = {str(path.resolve()): path.stat() for path in sorted(source.files)}
+        manifest["parents"][name] = [[path, state.st_size, state.st_mtime_ns] for path, state in states.items()]
+    if not (folder / _MANIFEST).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _put(folder / _MANIFEST, json.dumps(manifest))
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_text(manifest, json.dumps(job.manifest, indent=2))
+    seen = read_json_object(folder / _MANIFEST)
+    differing = [key for key, value in manifest.items() if seen.get(key) != value]
+    if differing:
+        raise MergeError(
+            f"{folder} holds an unfinished export with other {' and '.join(differing)} (its recipe: "
+            f"{json.dumps(seen.get('recipe'))}). Finish that one with its own arguments, or delete the folder."
+        )
 
 
 def _tidy(folder: Path) -> None:
     """Take away what nobody can go on from."""
-    if not folder.is_dir():
-        return
     for path in folder.glob("*.writing"):
         path.unlink(missing_ok=True)
     if not any(folder.glob("*.safetensors")):
@@ -318,12 +300,12 @@ def _thresholds(job: _Job) -> list[float] | None:
 def _write_settings(folder: Path, job: _Job) -> None:
     for pattern in _OTHER_FILES if job.aligned else (*_OTHER_FILES, *_TOKENIZER_FILES):
         for path in sorted(job.lead.folder.glob(pattern)):
-            _write_text(folder / path.name, path.read_bytes())
+            _put(folder / path.name, path.read_bytes())
     if job.aligned:
         job.aligned.tokenizer.save_pretrained(folder)
-    _write_text(folder / "README.md", job.card)
+    _put(folder / "README.md", job.card)
     if len(job.shards) > 1:
-        _write_text(folder / INDEX, index_text(job.shards))
+        _put(folder / INDEX, index_text(job.shards))
     config = read_json_object(job.lead.folder / "config.json")
     written = {entry.dtype for shard in job.shards.values() for entry in shard if entry.dtype.is_floating_point}
     if len(written) == 1:
@@ -332,10 +314,10 @@ def _write_settings(folder: Path, job: _Job) -> None:
         holder = config if "vocab_size" in config else config.get("text_config", config)
         holder["vocab_size"] = job.aligned.size
     # Without this file nothing loads the folder, so it comes last.
-    _write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    _put(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
-def _write_text(path: Path, content: str | bytes) -> None:
-    partial_path = path.with_name(f"{path.name}.writing")
-    partial_path.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial_path.replace(path)
+def _put(path: Path, content: str | bytes) -> None:
+    writing = path.with_name(f"{path.name}.writing")
+    writing.write_bytes(content.encode() if isinstance(content, str) else content)
+    writing.replace(path)

@@ -50,24 +50,20 @@ class Vocabulary:
         Returns:
             One new tensor `(V, ...)` per parent, in its format; an id without a token has zeros.
         """
-        lacking = torch.nonzero((self.rows < 0).any(0)).flatten()
+        lacking = (self.rows < 0).any(0).nonzero().flatten()
         givers, rows = self.givers[:, lacking], self.rows[:, lacking]
+        shares = givers / givers.sum(0).clamp_min(1)
         stand_in: Any = 0.0
-        for parent, function in enumerate(read):
-            tensor, gives = function(), givers[parent]
-            given = torch.zeros((len(lacking), *tensor.shape[1:]), dtype=torch.float32, device=tensor.device)
-            given[gives.to(tensor.device)] = tensor[rows[parent, gives].to(tensor.device)].float()
-            stand_in = given + stand_in
-        counts = givers.sum(0).clamp_min(1).view(-1, *[1] * (stand_in.ndim - 1))
-        stand_in = stand_in / counts.to(stand_in.device)
-        return [self._aligned(parent, function(), lacking, stand_in) for parent, function in enumerate(read)]
-
-    def _aligned(self, parent: int, tensor: Tensor, lacking: Tensor, stand_in: Tensor) -> Tensor:
-        own = self.rows[parent].to(tensor.device)
-        result = tensor[own.clamp_min(0)]
-        absent = own[lacking.to(own.device)] < 0
-        result[lacking.to(own.device)[absent]] = stand_in[absent].to(tensor.dtype)
-        return result
+        for share, row, function in zip(shares, rows.clamp_min(0), read):
+            found = function()[row].float()
+            found[share == 0] = 0.0
+            stand_in = stand_in + found * share.view(-1, *[1] * (found.ndim - 1)).to(found.device)
+        aligned = []
+        for own, function in zip(self.rows, read):
+            aligned.append(function()[own.clamp_min(0)])
+            gaps = own[lacking] < 0
+            aligned[-1][lacking[gaps]] = stand_in[gaps].to(aligned[-1].dtype)
+        return aligned
 
 
 def align_vocabularies(
@@ -116,11 +112,11 @@ def align_vocabularies(
     tokenizer = tokenizers[lead] if how == "base" else union_tokenizer(tokenizers[lead], others)
     tokens: dict[str, int] = tokenizer.get_vocab()
     rows = torch.full((len(tokenizers), max(tokens.values()) + 1), -1)
-    places = torch.tensor(list(tokens.values()))
-    for parent, vocab in enumerate(vocabularies):
-        rows[parent, places] = torch.tensor([vocab.get(token, -1) for token in tokens])
+    rows[:, list(tokens.values())] = torch.tensor(
+        [[vocab.get(token, -1) for token in tokens] for vocab in vocabularies]
+    )
     givers = rows >= 0
-    if base is not None or how == "base":
+    if base or how == "base":
         index = list(tokenizers).index(lead)
         alone = torch.arange(len(tokenizers)).view(-1, 1) == index
         givers = torch.where(givers[index], alone, givers)
