@@ -47,7 +47,9 @@ def write_yaml(recipe: MergeRecipe, *, absolute: bool) -> str:
     if recipe.num_layers is None:
         config["models"] = inputs
     else:
-        config["slices"] = [{"sources": [{**entry, "layer_range": [0, recipe.num_layers]} for entry in inputs]}]
+        # In a slice mergekit wants the base listed, too.
+        listed = [{"model": base}, *inputs] if recipe.base else inputs
+        config["slices"] = [{"sources": [{**entry, "layer_range": [0, recipe.num_layers]} for entry in listed]}]
     if shared:
         config["parameters"] = shared
     if recipe.dtype is not None:
