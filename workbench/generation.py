@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -203,6 +204,9 @@ class _Decoder:
     def keep(self, rows: list[int]) -> None:
         if rows:
             index = torch.tensor(rows, device=self.ids.device)
+            # A model can hold routers of ours only where they were imported; PEFT is slow to import for all others.
+            if adapters := sys.modules.get("workbench.adapters"):
+                adapters.keep_sequences(self.model, index)
             self.cache.batch_select_indices(index)
             self.ids, self.mask, self.positions = self.ids[index], self.mask[index], self.positions[index]
 

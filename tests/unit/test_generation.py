@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pico_adapters import trained
 from pico_language import EOS, Scripted, byte_tokenizer, pico
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from workbench.adapters import LoraMoeConfig
 from workbench.errors import ConfigError, ModelError
 from workbench.generation import encode_prompt, generate_batch, stream
 
@@ -54,8 +56,14 @@ def test_a_batch_writes_what_each_prompt_alone_would(kind):
     assert generate_batch(model, TOKENIZER, PROMPTS, max_new_tokens=7, batch_size=3) == alone
 
 
-def test_rows_that_end_early_leave_the_batch_and_the_others_go_on():
-    model = pico(seed=5)
+def routed_by_prompt():
+    config = LoraMoeConfig(r=4, num_experts=3, routing="sequence", target_modules=["q_proj", "up_proj"])
+    return trained(pico(seed=5), config)
+
+
+@pytest.mark.parametrize("make", [lambda: pico(seed=5), routed_by_prompt], ids=["plain", "routed by prompt"])
+def test_rows_that_end_early_leave_the_batch_and_the_others_go_on(make):
+    model = make()
     # What the first answer ends in becomes an end token, so that some rows end sooner than others.
     last = ids_of(final(model, TOKENIZER, PROMPTS[0], max_new_tokens=20))[-1]
     model.generation_config.eos_token_id = [EOS, last]
