@@ -202,6 +202,13 @@ def test_an_unfinished_export_of_another_recipe_is_not_mixed_in(recipe, parents,
     assert len(list((tmp_path / ".out.partial").glob("*.safetensors"))) == 1
 
 
+def test_what_lies_there_without_a_record_is_not_taken_for_finished(recipe, tmp_path):
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "model.safetensors").write_bytes(b"what another tool left")
+    out = export(recipe, tmp_path / "out", max_shard_bytes=10**9)
+    assert load_file(out / "model.safetensors")
+
+
 def test_too_little_space_is_said_before_the_work(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
     monkeypatch.setattr("workbench.merging.export._SPARE_BYTES", 3_000_000)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pico_language import byte_tokenizer, pico
+from pico_language import EOS, byte_tokenizer, pico
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 
@@ -149,6 +149,9 @@ def test_an_export_with_aligned_vocabularies(method, tmp_path):
     assert "Vocabulary: 261 tokens; `union`" in card
     assert f"Chat template: that of `{recipe.parents[0]}`; `{recipe.parents[1]}` have another" in card
     assert '"eos_token": "<eos>"' in card
+    live = wb.LiveMerge(recipe, vocabulary="union", exact=True)
+    assert live.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in live.model.state_dict().items())
     base = wb.load_model(wb.export_merge(recipe, tmp_path / "base", vocabulary="base", progress=False))[0]
     assert base.get_output_embeddings().weight.shape == (260, 24)
     if method == "linear":
@@ -161,11 +164,16 @@ def test_an_export_with_aligned_vocabularies(method, tmp_path):
 
 def test_with_a_base_its_settings_and_ids_are_the_results(tmp_path):
     plain(0, tmp_path / "base")
-    extended(1, tmp_path / "a", token="<other>")
+    model, _ = extended(1, tmp_path / "a", token="<other>")
+    model.config.eos_token_id = model.generation_config.eos_token_id = 260
+    model.save_pretrained(tmp_path / "a")
     recipe = wb.MergeRecipe(parents=[str(tmp_path / "a")], method="task_arithmetic", base=str(tmp_path / "base"))
     out = wb.export_merge(recipe, tmp_path / "out", vocabulary="base", progress=False)
     assert (out / "tokenizer.json").read_text() == (tmp_path / "base" / "tokenizer.json").read_text()
-    assert json.loads((out / "config.json").read_text())["vocab_size"] == 260
+    config = json.loads((out / "config.json").read_text())
+    assert (config["vocab_size"], config["eos_token_id"]) == (260, EOS)
+    live = wb.LiveMerge(recipe, vocabulary="base").model
+    assert (live.config.vocab_size, live.config.eos_token_id, live.generation_config.eos_token_id) == (260, EOS, EOS)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -138,9 +138,8 @@ def _plan(recipe: MergeRecipe, max_bytes: int, how: str | None, device: torch.de
     table = next(name for name in first.weights.names if name in embeddings)
     sizes = {name: source.weights.shapes.get(table, (0,))[0] for name, source in sources.items()}
     check_stored(sources, dtype=dtype, free=embeddings if how else frozenset())
-    base = recipe.base or (recipe.parents[0] if recipe.method == "slerp" else None)
-    aligned = align_vocabularies(tokenizers, sizes, how, base=base)
-    lead = sources[base] if aligned and base else first
+    aligned = align_vocabularies(tokenizers, sizes, how, base=recipe.base)
+    lead = sources[recipe.base] if aligned and recipe.base else first
     shapes = {name: first.weights.shapes[name] for name in first.weights.names}
     check_depth(shapes, recipe.num_layers)
     if aligned:

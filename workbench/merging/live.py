@@ -55,6 +55,8 @@ class LiveMerge:
             is, which sorts at each move. False reads memory once where it can, which is two to three times faster and
             may be off in the last bit (see `ops.merging.mix_`), and moves the density in 256ths. None is exact for
             models of up to 2^25 (33 million) weights, where a move takes milliseconds either way, but for the density.
+        vocabulary: What to do where tokenizers of parents loaded by name differ: `"union"`, `"base"`, or None for an
+            error; see `align_vocabularies`. `parent()` and `model` then have the common one.
         compiled: Let `torch.compile` make one loop of each sparse method; see `ops.density.merge_coded`.
 
     Raises:
@@ -79,12 +81,13 @@ class LiveMerge:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         exact: bool | None = None,
+        vocabulary: str | None = None,
         compiled: bool = False,
     ):
         dtype = dtype if dtype is not None else recipe.dtype
         origin = _base_name(recipe, base)
         if models is None:
-            self._all = load_sources(recipe.parents, origin, device, dtype)
+            self._all = load_sources(recipe.parents, origin, device, dtype, vocabulary)
         else:
             whole = load_model(origin, device=device, dtype=dtype)[0] if origin and not _is_model(base) else base
             held: Any = None if origin is None else (origin, whole)

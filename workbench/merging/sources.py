@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.deltas import Delta
 from workbench.errors import ConfigError, MergeError
-from workbench.merging.parents import check_fit, check_tokenizers, place, weight_tensors
+from workbench.merging.parents import check_fit, place, weight_tensors
 from workbench.merging.recipe import DTYPES
+from workbench.merging.vocabulary import align_models
 from workbench.models import load_model
 
 Parent = PreTrainedModel | Delta
@@ -82,8 +83,17 @@ def _moved(delta: Delta, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return moved
 
 
-def load_sources(names: Sequence[str], base: str | None, device: Any, dtype: Any) -> Sources:
+def load_sources(
+    names: Sequence[str], base: str | None, device: Any, dtype: Any, vocabulary: str | None = None
+) -> Sources:
     """Load parents by name, adapters from the folders that PEFT saved, and the base.
+
+    Args:
+        names: The parents'.
+        base: The base's name, where there is one.
+        device: As in `load_model`.
+        dtype: As in `load_model`.
+        vocabulary: What to do where tokenizers differ; see `align_vocabularies`.
 
     Raises:
         ModelError: One cannot be loaded.
@@ -98,14 +108,14 @@ def load_sources(names: Sequence[str], base: str | None, device: Any, dtype: Any
         if name not in adapters
     }
     _check_base(adapters, base)
-    check_tokenizers({name: tokenizer for name, (_, tokenizer) in loaded.items()})
     models = {name: model for name, (model, _) in loaded.items()}
+    tokenizer = align_models(models, {name: own for name, (_, own) in loaded.items()}, vocabulary, base=base)
     check_fit(models)
     held: Any = (base, models.pop(base)) if base else None
     parents = {
         name: Delta.from_adapter(folders[name], base=held[1]) if name in adapters else models[name] for name in names
     }
-    return Sources(parents=parents, base=held, tokenizer=next(iter(loaded.values()))[1])
+    return Sources(parents=parents, base=held, tokenizer=tokenizer)
 
 
 def adopt_sources(

@@ -206,9 +206,14 @@ def align_models(
     states = [model.state_dict() for model in models.values()]
     names = vocabulary_tensors(next(iter(models.values())))
     aligned = {name: vocabulary.align([partial(dict.__getitem__, s, name) for s in states]) for name in names}
+    lead: Any = models[base] if base else next(iter(models.values()))
     for parent, model in enumerate(models.values()):
         model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
         for name, tensor in model.state_dict().items():
             if name in names:
                 tensor.copy_(aligned[name][parent])
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            # In the parent's own numbers they would now be other tokens.
+            setattr(model.config, key, getattr(lead.config, key, None))
+            setattr(model.generation_config, key, getattr(lead.generation_config, key, None))
     return vocabulary.tokenizer
