@@ -138,6 +138,12 @@ def test_import_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_first_name_that_needs_torch_makes_our_adapters_known_to_peft() -> None:
+    code = "import workbench as wb; wb.load_model; import peft; print('LORA_MOE' in peft.PeftType.__members__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+
+
 def test_unknown_name_says_what_there_is() -> None:
     with pytest.raises(AttributeError, match=r"no attribute 'lode_model'; it has .*load_model"):
         _ = workbench.lode_model

@@ -1,5 +1,6 @@
 """The table of contents of the workbench; names load when they are first used, so this import is cheap."""
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -41,7 +42,11 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name not in _NAMES:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_NAMES[name]), name)
+    value = getattr(import_module(_NAMES[name]), name)
+    if "torch" in sys.modules:
+        # So that PEFT opens a saved adapter of our kinds, whatever name was used first.
+        import_module("workbench.adapters")
+    return value
 
 
 def __dir__() -> list[str]:
