@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,8 +62,7 @@ def capture_routing(model: Any, *, max_tokens: int | None = None) -> Iterator[Ro
 class _Pass:
     """One forward pass: what was read, and what routers returned, still on the model's device.
 
-    Routers of one shape stand in one block `(routers, B * T, ...)` by their names: that many small tensors would cost
-    more time than the model's own hooks.
+    In the end, routers of one shape stand in one block `(routers, B * T, ...)` by their names.
     """
 
     ids: Tensor | None
@@ -103,24 +102,14 @@ class _Recorder:
 
     def record(self, module: nn.Module, _: nn.Module, __: Any, output: Any) -> None:
         if self.running is not None:
-            self.running.calls.append((module, output))
+            self.running.calls.append((module, _detached(output) if torch.is_grad_enabled() else output))
 
-    @torch.no_grad()
     def end(self, *_: Any) -> None:
         done, self.running = self.running, None
-        if done is None:
-            return
-        before = self.passes[-1] if self.following else None
-        if done.calls:
-            done.blocks, done.by_row = _blocks(done, self.names)
-            # With one token a row, only the pass before tells a router of sequences from one of tokens.
-            done.by_row &= done.shape[1] > 1 or not done.past or before is None or before.by_row
-        elif before is not None and before.by_row and done.past and before.shape[0] == done.shape[0]:
-            # Routers of whole sequences rest while an answer is written; those that are switched off are not recorded.
-            done.blocks, done.by_row = _standing(before, done.shape[1]), True
-        done.calls.clear()
-        self.following = bool(done.blocks)
-        if not self.following:
+        # Routers of whole sequences rest while an answer is written: such a pass is kept for what they said before.
+        resting = self.passes[-1].shape[0] if self.following else 0
+        self.following = done is not None and (bool(done.calls) or (done.past > 0 and done.shape[0] == resting))
+        if done is None or not self.following:
             return
         self.passes.append(done)
         self.held += done.shape[0] * done.shape[1]
@@ -137,6 +126,30 @@ def _positions(shape: tuple[int, int], past: int, given: Any, mask: Tensor | Non
     if mask is not None:
         return (mask.cumsum(1) - 1)[:, -shape[1] :]
     return torch.arange(past, past + shape[1], device=device)[None]
+
+
+def _detached(output: Any) -> Any:
+    if isinstance(output, RouterOutput):
+        return RouterOutput(**{part: getattr(output, part).detach() for part in _PARTS})
+    if isinstance(output, tuple):
+        return tuple(part.detach() if isinstance(part, Tensor) else part for part in output)
+    return output.detach() if isinstance(output, Tensor) else output
+
+
+def _resolved(passes: Iterable[_Pass], names: _Names) -> list[_Pass]:
+    """Return the passes in which routers decided, or had decided for the whole sequence, with their blocks."""
+    resolved: list[_Pass] = []
+    for one in passes:
+        before = resolved[-1] if resolved and one.past else None
+        if one.calls:
+            one.blocks, one.by_row = _blocks(one, names)
+            # With one token a row, only the pass before tells a router of sequences from one of tokens.
+            one.by_row &= one.shape[1] > 1 or before is None or before.by_row
+        elif before is not None and before.by_row and before.shape[0] == one.shape[0]:
+            one.blocks, one.by_row = _standing(before, one.shape[1]), True
+        if one.blocks:
+            resolved.append(one)
+    return resolved
 
 
 def _blocks(done: _Pass, names: _Names) -> tuple[dict[tuple[str, ...], RouterOutput], bool]:
@@ -189,7 +202,7 @@ def _standing(before: _Pass, length: int) -> dict[tuple[str, ...], RouterOutput]
 
 def _fill(trace: RoutingTrace, recorder: _Recorder, filler: int | None) -> None:
     """Put all passes together, one copy from the device for each block and part."""
-    passes = list(recorder.passes)
+    passes = _resolved(recorder.passes, recorder.names)
     trace.dropped["passes"] = recorder.dropped
     if not passes:
         return
