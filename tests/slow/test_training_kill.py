@@ -1,7 +1,9 @@
 """A training process is killed with SIGKILL at random moments, and goes on to the unbroken run's weights."""
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,5 +75,36 @@ def test_killed_five_times_and_still_the_same_bits(tmp_path, adapter, trainer):
     process = start(broken, adapter, trainer)
     _, errors = process.communicate()
     assert process.returncode == 0, errors.decode()[-2000:]
-    for name in ("adapter_model.safetensors", "adapter_config.json", "history.jsonl"):
+    for name in ("adapter_model.safetensors", "history.jsonl"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
+    one, two = (json.loads((folder / "adapter_config.json").read_text()) for folder in (whole, broken))
+    # PEFT writes a set in the order of the process's hashes.
+    assert sorted(one.pop("target_modules")) == sorted(two.pop("target_modules"))
+    assert one == two
+
+
+def test_two_processes_write_one_run_and_resume_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    # The launcher of several processes starts them without looking for their devices.
+    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    launch = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", *options.split()]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+    def finish(name):
+        command = [*launch, "--main_process_port", "0", str(script), str(tmp_path / name), "adalora", "transformers"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=UNIT.parents[1])
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    finish("whole")
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 61))
+    assert json.loads((tmp_path / "whole" / "run.json").read_text())["identity"]["processes"] == 2
+    # As if killed in the second stage, after its checkpoint at step 24.
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    newest = max((tmp_path / "broken" / "checkpoints" / "stage-01").iterdir(), key=lambda path: int(path.name[11:]))
+    (newest / "checkpoint.json").unlink()
+    (tmp_path / "broken" / "adapter_model.safetensors").unlink()
+    finish("broken")
+    for name in ("adapter_model.safetensors", "history.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes(), name
