@@ -129,12 +129,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def search(options: argparse.Namespace) -> None:
     """Give every arm the same number of trials; keep the best of each, and all trials, in one file."""
-    trials = [
+    trials: list[dict[str, Any]] = [
         {"arm": arm, "lr": lr, KNOBS[arm][0]: value} for arm in options.arms for lr in RATES for value in KNOBS[arm][1]
     ]
     tries = {**vars(options), "split": "validation", "every": None}
-    settings = [{k: v for k, v in DEFAULT.items() if k not in trial} | trial for trial in trials]
-    cells = [cell(s.pop("arm"), SEARCH_SEED, s, argparse.Namespace(**tries)) for s in map(dict, settings)]
+    cells = []
+    for trial in trials:
+        arm = str(trial.pop("arm"))
+        cells.append(cell(arm, SEARCH_SEED, DEFAULT | trial, argparse.Namespace(**tries)))
     rows = run_all(cells, options)
     found = [dict(c.settings) | {"arm": c.arm, "average": row["average"]} for c, row in zip(cells, rows)]
     best = {arm: max((t for t in found if t["arm"] == arm), key=lambda t: t["average"]) for arm in options.arms}
@@ -301,7 +303,7 @@ def crossing(points: Sequence[tuple[int, float]], target: float) -> float:
 
 def told(differences: pd.Series) -> str:
     if len(differences) < 2:
-        return "" if differences.empty else f"{differences.iloc[0]:+.1f}"
+        return "" if differences.empty else f"{differences.iloc[0]:+.1f} (one seed)"
     estimate = over_seeds(differences.tolist())
     return f"{estimate.value:+.1f} ({estimate.low:+.1f} to {estimate.high:+.1f})"
 

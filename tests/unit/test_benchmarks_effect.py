@@ -44,7 +44,7 @@ def test_pairs_all_arms_and_goes_on_from_its_store(effect, places, tmp_path, cap
     assert (rows["split"] == "validation").all()
     printed = capsys.readouterr().out
     assert "not searched" in printed
-    assert "+0.0" in printed, "the reference differs from itself by nothing"
+    assert "+0.0 (one seed)" in printed, "the reference differs from itself by nothing"
 
     kept = (tmp_path / "cells.jsonl").read_bytes()
     effect.main(command)
@@ -107,4 +107,4 @@ def test_summary_by_hand(effect):
     assert table.loc[effect.REFERENCE, "steps"] == pytest.approx(18)
     assert table.loc[other, "steps"] == pytest.approx(10)
     assert table.loc[other, "reached"] == "1 of 2"
-    assert table.loc[other, "steps less (95 %)"] == "+8.0"
+    assert table.loc[other, "steps less (95 %)"] == "+8.0 (one seed)"
