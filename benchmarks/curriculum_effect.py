@@ -160,7 +160,7 @@ def run_cell(cell: dict[str, Any]) -> dict[str, Any]:
             model, tokenizer, curriculum=curriculum, output_dir=Path(folder) / "run", batch_size=cell["batch_size"],
             adapter=LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear"), lr=cell["lr"],
             seed=cell["seed"], evaluate=measure, eval_every=max(1, cell["steps"] // 12), save_every=10**6,
-            extra_losses=curriculum.extra_losses, on_batch=curriculum.on_batch, progress=False,
+            progress=False,
         )  # fmt: skip
         row = figures(cell, curriculum, run.model, after, trace, score)
     return {"cell": cell, **row}

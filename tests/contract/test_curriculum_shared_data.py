@@ -79,7 +79,7 @@ def test_staged_by_loss_and_trained_in_three_tiers(tmp_path) -> None:
     made = Curriculum(stages, short_term=ShortTermMemory(8), long_term=LongTermMemory(9), batch_size=2)
     run = train(
         model, tokenizer, curriculum=made, output_dir=tmp_path / "run", batch_size=2, progress=False,
-        adapter=LoraConfig(r=2, target_modules=["q_proj"]), extra_losses=made.extra_losses, on_batch=made.on_batch,
+        adapter=LoraConfig(r=2, target_modules=["q_proj"]),
     )  # fmt: skip
     assert run.state == "finished"
     assert [row["stage"] for row in made.history] == [name for name in tiers for _ in range(2)]

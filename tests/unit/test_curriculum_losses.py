@@ -13,6 +13,7 @@ from workbench.curriculum.curriculum import Curriculum
 from workbench.curriculum.losses import answer_losses, consistency_loss, in_fine_tune_half, snapshot
 from workbench.curriculum.memory import LongTermMemory, ShortTermMemory
 from workbench.curriculum.stage import Stage
+from workbench.errors import ConfigError
 from workbench.records import Example
 from workbench.training import train
 
@@ -106,7 +107,7 @@ def learn(folder, made: Curriculum, **changes):
     adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
     return train(
         model, byte_tokenizer(chat=True), curriculum=made, output_dir=folder, adapter=adapter, batch_size=4, lr=1e-2,
-        log_every=1, progress=False, extra_losses=made.extra_losses, on_batch=made.on_batch, **changes,
+        log_every=1, progress=False, **changes,
     )  # fmt: skip
 
 
@@ -126,6 +127,19 @@ def test_a_curriculum_trains_stage_by_stage(tmp_path) -> None:
     assert {row["stage"] for row in made.long_term.rows()} == set(NAMES)
     assert made.costs["broad"]["extra_tokens"] > 0 == made.costs["general"]["extra_tokens"]
     json.dumps(made.state_dict())
+
+
+def test_hooks_that_are_given_stand_in_the_place_of_the_curriculums(tmp_path) -> None:
+    made, seen = curriculum(), []
+
+    def both(batch) -> None:
+        seen.append(batch.step)
+        made.on_batch(batch)
+
+    learn(tmp_path / "both", made, on_batch=both)
+    assert seen == [row["step"] for row in made.history] == list(range(1, 10))
+    with pytest.raises(ConfigError, match="an on_batch given to train must call"):
+        learn(tmp_path / "alone", curriculum(), on_batch=seen.append)
 
 
 def test_a_weight_on_the_specialist_half_adds_its_term(tmp_path) -> None:

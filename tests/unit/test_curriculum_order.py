@@ -265,7 +265,7 @@ def test_bad_curricula(changes, message) -> None:
 
 def test_a_trainer_that_does_not_report_is_noticed() -> None:
     curriculum = Curriculum(stages(), short_term=ShortTermMemory(3))
-    with pytest.raises(ConfigError, match=r"no batch was reported before stage 'broad'.*on_batch=curriculum.on_batch"):
+    with pytest.raises(ConfigError, match=r"no batch was reported before stage 'broad'.*call curriculum.on_batch"):
         list(curriculum)
     curriculum = Curriculum(stages(), long_term=LongTermMemory(3))
     with pytest.raises(ConfigError, match="extra_losses was not called"):

@@ -32,10 +32,10 @@ _SHORT_TERM_PART = 4
 class Curriculum:
     """Stages from general to specialist, a pacing, and two memories that rehearse what came before.
 
-    `train(..., curriculum=c, extra_losses=c.extra_losses, on_batch=c.on_batch)` trains on it: a stage's sequence is
-    drawn when the stage before is over, and both memories are filled from the batches. L_total = L_consistency +
-    L_task + L_fine-tune: the trainer's cross-entropy is the mean of L_task and L_fine-tune once the specialist tier is
-    open (disjoint halves of it), and L_task before; the other terms come from `extra_losses` at the same scale.
+    `train(..., curriculum=c)` trains on it: a stage's sequence is drawn when the stage before is over, and both
+    memories are filled from the batches. L_total = L_consistency + L_task + L_fine-tune: the trainer's cross-entropy
+    is the mean of L_task and L_fine-tune once the specialist tier is open (disjoint halves of it), and L_task before;
+    the other terms come from `extra_losses` at the same scale.
 
     Args:
         stages: From the easiest to the specialist.
@@ -97,8 +97,8 @@ class Curriculum:
         for index, stage in enumerate(self._way):
             if index and not self.history and self._memories != (None, None):
                 raise ConfigError(
-                    f"no batch was reported before stage {stage.name!r}, so the memories are empty; pass "
-                    "on_batch=curriculum.on_batch and extra_losses=curriculum.extra_losses to train"
+                    f"no batch was reported before stage {stage.name!r}, so the memories are empty; an "
+                    "on_batch given to train must call curriculum.on_batch, or leave it out"
                 )
             yield self.plan(index)
 
@@ -158,8 +158,9 @@ class Curriculum:
         self._enter(batch)
         if self.long_term is not None and self.consistency_coef > 0 and self._at != batch.stage:
             raise ConfigError(
-                f"consistency_coef={self.consistency_coef} and extra_losses was not called; pass "
-                "extra_losses=curriculum.extra_losses to train, or consistency_coef=0"
+                f"consistency_coef={self.consistency_coef} and extra_losses was not called; an "
+                "extra_losses given to train must call curriculum.extra_losses: do so, leave it out, or set "
+                "consistency_coef=0"
             )
         seen = _gathered(list(zip(batch.ids, batch.losses.tolist(), strict=True)))
         self._check_size(batch, len(seen))

@@ -137,8 +137,9 @@ def train(
             its numbers (or scores) are logged as `eval_<name>`.
         curriculum: Stages, see `workbench.training.stages.Curriculum`.
         extra_losses: Called as `extra_losses(model, batch)` after the forward of each batch; returns named scalars that
-            are added to the loss. The model may be run inside it, e.g. for a consistency loss.
-        on_batch: Called with each `Batch`: ids and losses of its examples.
+            are added to the loss. The model may be run inside it, e.g. for a consistency loss. None takes the
+            curriculum's own, where it has one; what is given stands in its place and must call it.
+        on_batch: Called with each `Batch`: ids and losses of its examples. None takes the curriculum's own likewise.
         on_log: Called with each new row of the history.
         resume: Go on with the run in `output_dir`; False refuses a folder that holds one.
         stop: Set it from any thread to end after the step under way, with a checkpoint.
@@ -172,8 +173,9 @@ def train(
     limits: Any = {"max_length": chosen.max_length, "too_long": chosen.too_long, "name": "validation examples"}
     held_out = None if validation is None else encode(model, tokenizer, validation, **limits)
     hooks = Hooks(
-        evaluate=evaluate, extra_losses=extra_losses, on_batch=on_batch, curriculum=curriculum, validation=held_out,
-        progress=progress and wait,
+        evaluate=evaluate, curriculum=curriculum, validation=held_out, progress=progress and wait,
+        extra_losses=extra_losses or getattr(curriculum, "extra_losses", None),
+        on_batch=on_batch or getattr(curriculum, "on_batch", None),
     )  # fmt: skip
     identity = {
         "settings": chosen.identity(), "adapter": config.to_dict() if config else None, "model": model_digest(model),

@@ -24,7 +24,8 @@ class Curriculum(Protocol):
     A list's stages are all read and checked before training. Any other iterable is asked for the next stage when the
     one before is over, so that what was learned meanwhile may shape it. Where it has `state_dict()` (JSON) and
     `load_state_dict(state)`, its state is saved with each checkpoint; on resume its stages are asked for again from the
-    first, and the state of each stage's end is put back after that stage was asked for.
+    first, and the state of each stage's end is put back after that stage was asked for. Where it has `extra_losses` or
+    `on_batch`, `train` calls them unless it was given others.
     """
 
     def __iter__(self) -> Iterator[Any]:
