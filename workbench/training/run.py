@@ -187,7 +187,7 @@ def train(
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / RUN, record)
     set_seed(chosen.seed)
-    run = Run(get_peft_model(model, config) if config else model, tokenizer, folder, chosen, steps=known)
+    run = Run(_wrapped(model, config), tokenizer, folder, chosen, steps=known)
     if stop is not None:
         run.stopping = stop
     if on_log is not None:
@@ -228,6 +228,16 @@ def _check_model(model: Any, config: PeftConfig | None) -> None:
         raise ConfigError(
             "no weight of the model is trainable; give adapter=, or load the adapter with is_trainable=True"
         )
+
+
+def _wrapped(model: Any, config: PeftConfig | None) -> Any:
+    """Put the adapter on the model; without one the model stays as it is."""
+    if config is None:
+        return model
+    with warnings.catch_warnings():
+        # PEFT reads an old name of a transformers property, which the reader of a notebook can do nothing about.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        return get_peft_model(model, config)
 
 
 def _train(run: Run, parts: Iterable[Part], record: dict[str, Any], hooks: Hooks) -> None:
