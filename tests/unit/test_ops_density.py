@@ -1,6 +1,7 @@
 """Densities as comparisons of bytes: how far off they are, that they nest, that they merge as the exact rule does."""
 
 import itertools
+import shutil
 
 import pytest
 import torch
@@ -156,16 +157,24 @@ def test_codes_serve_other_densities_and_weights_but_no_other_seed():
 
 
 @pytest.mark.slow
-def test_the_compiled_loop_gives_the_same_bits():
-    base, parents = family(2, (64, 96), torch.bfloat16)
-    for method in ("ties", "dare_linear", "breadcrumbs"):
-        asked = RuleSettings(weights=(0.6, 0.4), density=(0.5, 0.3), name="x")
+@pytest.mark.parametrize("method", ["ties", "dare_linear", "breadcrumbs_ties"])
+def test_the_compiled_loop_gives_the_same(method):
+    if shutil.which("c++") is None and shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler, and there is none")
+    torch._dynamo.reset()
+    base, parents = family(3, (64, 96))
+    for _, semantics, weights, normalise in (case for case in CASES if case[0] == method):
+        asked = RuleSettings(
+            weights=weights, density=(0.5, 0.25, 1.0), name="x", semantics=semantics, normalise=normalise
+        )
         codes = [make_codes(method, parent, base, asked, index) for index, parent in enumerate(parents)]
         results = [
             merge_coded(method, parents, base, asked, codes, out=torch.empty_like(base), compiled=compiled)
             for compiled in (False, True)
         ]
-        torch.testing.assert_close(*results, rtol=0.01, atol=1e-6)
+        near = torch.isclose(*results, rtol=1e-4, atol=1e-5)
+        # A sum of votes that cancel may round to either side of 0.
+        assert (~near).float().mean() < 1e-3, (semantics, weights, normalise)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a GPU with the CPU, and there is no GPU")

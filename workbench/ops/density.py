@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -171,7 +171,7 @@ def merge_coded(
 
 @cache
 def _compiled() -> Callable[..., None]:
-    return torch.compile(_merged, dynamic=True)
+    return torch.compile(_fused, dynamic=True)
 
 
 class _Flags(NamedTuple):
@@ -247,3 +247,34 @@ def _elected(rows: Sequence[Tensor], weights: Tensor, flags: _Flags) -> Tensor:
         # A divisor of 0 becomes 1.
         total.div_(divisor.add_(1 - divisor.abs().sign_()))
     return total.mul_(sign)
+
+
+def _fused(
+    out: Tensor,
+    base: Tensor,
+    tensors: Sequence[Tensor],
+    codes: Sequence[Tensor],
+    numbers: Sequence[Tensor],
+    flags: _Flags,
+) -> None:
+    """The same as `_merged`, in the words that a compiler makes the fastest loop of: comparisons cost nothing there."""
+    below, above, factors, weights, scale = numbers
+    origin = base.to(below.dtype)
+    rows = []
+    for index, (tensor, code) in enumerate(zip(tensors, codes)):
+        place = code.to(origin.dtype)
+        kept = (place > below[index]) & (place < above[index]) if flags.outliers else place > below[index]
+        rows.append(torch.where(kept, (tensor.to(origin.dtype) - origin) * factors[index], 0.0))
+    merged: Any = sum(rows)
+    if flags.elect:
+        total = merged
+        agrees = [(row != 0) & ((row > 0) == (total >= 0)) for row in rows]
+        if not flags.zero_is_positive:
+            agrees = [agree & (total != 0) for agree in agrees]
+        parts = rows if flags.weighted else [row * weight for row, weight in zip(rows, weights.unbind())]
+        merged = sum(torch.where(agree, part, 0.0) for agree, part in zip(agrees, parts))
+        if flags.normalise:
+            shares = weights if flags.weighted else torch.ones_like(weights)
+            divisor: Any = sum(torch.where(agree, share, 0.0) for agree, share in zip(agrees, shares.unbind()))
+            merged = merged / torch.where(divisor == 0, 1.0, divisor)
+    out.copy_(origin + merged * scale[0])
