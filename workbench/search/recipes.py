@@ -153,7 +153,7 @@ def best_recipe(found: pd.DataFrame) -> MergeRecipe:
     Raises:
         ConfigError: The table holds nothing but the parents.
     """
-    tried = found[found["step"] != "parent"]
+    tried = found.loc[found["step"] != "parent"]
     if tried.empty:
         raise ConfigError("the search was stopped before it scored a blend; run it again, it goes on from its store")
     return MergeRecipe.from_json(tried.loc[tried["kept"].idxmax(), "recipe"])
@@ -206,7 +206,7 @@ class _Steps:
         return nevergrad.optimizers.registry["CMA"](values, budget=budget)
 
 
-def _table(rows: list[dict[str, Any]], axes: tuple[str, str], about: dict[str, Any]) -> pd.DataFrame:
+def _table(rows: list[dict[str, Any]], axes: tuple[str, str], about: dict[Any, Any]) -> pd.DataFrame:
     found = pd.DataFrame(rows)
     if len(found) > 1:
         for axis in axes:

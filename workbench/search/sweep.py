@@ -77,18 +77,19 @@ def sweep(
         batch_size=batch_size,
         on_long=on_long,
     )
-    rows, before = [], mine.recipe
+    rows, before = {}, mine.recipe
     with tqdm(total=scored.examples * len(recipes), unit="ex", disable=not progress) as bar:
         try:
             for share, wanted in recipes.items():
                 bar.set_description(f"ratio {share:g}")
-                rows.append({"ratio": share, **scored.row(wanted, bar, stop)})
+                rows[share] = {"ratio": share, **scored.row(wanted, bar, stop)}
         except EvaluationStopped:
             bar.set_description("stopped")
-            rows += [{"ratio": s, **scored.row(r, bar, stop)} for s, r in recipes.items() if s > share and r in scored]
+            done = {share: wanted for share, wanted in recipes.items() if wanted in scored}
+            rows |= {share: {"ratio": share, **scored.row(wanted, bar, stop)} for share, wanted in done.items()}
         finally:
             mine.apply(before)
-    front = pd.DataFrame(rows)
+    front = pd.DataFrame(list(rows.values()))
     front.attrs = {"recipe": json.loads(recipe.to_json()), **scored.settings}
     return front
 

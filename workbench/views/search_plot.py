@@ -33,10 +33,10 @@ class SearchPlot(SweepPlot):
     """
 
     def __init__(self, found: pd.DataFrame, axes: tuple[str, str] | None = None) -> None:
-        axes = axes or found.attrs.get("axes", AXES)
-        if not {"kept", "front", "recipe", *axes} <= {*found.columns}:
+        pair: Any = axes or found.attrs.get("axes") or AXES
+        up, across = pair
+        if not {"kept", "front", "recipe", up, across} <= {*found.columns}:
             raise ConfigError(f"the table has the columns {list(found.columns)}; pass what search_recipe returned")
-        up, across = axes
         figure = go.Figure()
         for step, marker in _STEPS.items():
             rows = found[found["step"] == step]
@@ -49,7 +49,7 @@ class SearchPlot(SweepPlot):
                 customdata=[_ratios(recipe) for recipe in rows["recipe"]],
                 hovertemplate=f"%{{customdata}}<br>{across} %{{x:.2f}}<br>{up} %{{y:.2f}}<extra>{step}</extra>",
             )
-        front = found[found["front"]].sort_values(across)
+        front = found.loc[found["front"]].sort_values(by=across)
         figure.add_scatter(
             x=front[across],
             y=front[up],
@@ -59,7 +59,7 @@ class SearchPlot(SweepPlot):
             line={"color": COLOURS[0], "shape": "vh"},
             hoverinfo="skip",
         )
-        counts = ", ".join(f"{axis} n = {int(found[f'{axis}_n'].iloc[0]):,}" for axis in axes)
+        counts = ", ".join(f"{axis} n = {int(found[f'{axis}_n'].iloc[0]):,}" for axis in (up, across))
         noted = [f"{name} {found.attrs[name]}" for name in ("split", "seed") if found.attrs.get(name) is not None]
         about = "; ".join([f"for each recipe {counts}", *noted])
         finish(figure, f"{len(found)} recipes: {up} against {across}", about, f"{across} score", f"{up} score")
@@ -70,7 +70,7 @@ class SearchPlot(SweepPlot):
             "on the line differ by less than their intervals: the best of many tries on one set of examples is "
             "flattered by chance, so confirm it on others."
         )
-        super().__init__(figure, picture="", table=_table(front, axes), reading=reading)
+        super().__init__(figure, picture="", table=_table(front, (up, across)), reading=reading)
 
 
 def _ratios(recipe: str) -> str:
