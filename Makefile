@@ -5,6 +5,8 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
+# A page that stands alone shows each view's own picture and table; live widgets would be fetched from elsewhere.
+STILL := $(foreach kind,text/html text/markdown image/svg+xml image/png text/plain,--NbConvertBase.display_data_priority=$(kind))
 QUIET_LAB := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --ServerApp.ip=127.0.0.1
 
 .PHONY: help lab test test-slow lint types notebooks tour classroom bench clean
@@ -47,7 +49,7 @@ notebooks: $(VENV)/.lab ## run all notebooks in place
 tour: $(VENV)/.lab ## run all notebooks headless and write HTML to out/tour
 	@mkdir -p out/tour
 	@for n in notebooks/*.ipynb; do echo "running $$n"; \
-	  $(BIN)/jupyter nbconvert --log-level=WARN --execute --ExecutePreprocessor.store_widget_state=False --to html --output-dir out/tour $$n || exit 1; done
+	  $(BIN)/jupyter nbconvert --log-level=WARN --execute --ExecutePreprocessor.store_widget_state=False --to html $(STILL) --output-dir out/tour $$n || exit 1; done
 	@echo "open out/tour/00_tour.html"
 
 classroom: $(VENV)/.lab ## rebuild the classroom data and its three models (at most 30 minutes; SEED=0)

@@ -269,8 +269,9 @@ class RoutingTrace:
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
     def to_parquet(self, path: Any) -> None:
-        """Write `to_frame` as a Parquet file, which appears under its name only when it is whole."""
+        """Write `to_frame` as a Parquet file, in a folder made if need be; it appears only when it is whole."""
         partial = f"{path}.partial"
+        os.makedirs(os.path.dirname(partial) or ".", exist_ok=True)
         self.to_frame().to_parquet(partial, index=False)
         os.replace(partial, path)
 
