@@ -34,6 +34,7 @@ function slider(name, parent, onMove) {
   const input = make("input", "", label);
   input.type = "range";
   input.min = 0;
+  input.setAttribute("data-lm-suppress-shortcuts", "true"); // else JupyterLab takes the arrow keys
   input.addEventListener("input", () => onMove(Number(input.value)));
   const set = (value, most, text) => {
     input.max = most;
