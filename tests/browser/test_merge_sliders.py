@@ -237,7 +237,7 @@ def test_the_shipped_notebook_runs_and_its_sliders_move(driver, name: str) -> No
     driver.open(f"notebooks/{name}")
     driver.run_all()
     assert page.locator(".js-plotly-plot .main-svg").count() >= 1
-    slider = page.get_by_role("slider", name="Share of clinical in the blend")
+    slider = page.get_by_role("slider", name="Share of clinical in the blend").first
     slider.scroll_into_view_if_needed()
     ready(page)
     readout = page.locator(".wb-readout").inner_text()
