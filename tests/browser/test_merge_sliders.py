@@ -240,7 +240,7 @@ def test_the_shipped_notebook_runs_and_its_sliders_move(driver, name: str) -> No
     slider = page.get_by_role("slider", name="Share of clinical in the blend").first
     slider.scroll_into_view_if_needed()
     ready(page)
-    readout = page.locator(".wb-readout").inner_text()
+    readout = page.locator(".wb-readout").first.inner_text()
     slider.focus()
     page.keyboard.press("Home")
     page.wait_for_function("document.querySelector('.wb-copy textarea').value.includes('weight: 0.0')")
@@ -251,6 +251,6 @@ def test_the_shipped_notebook_runs_and_its_sliders_move(driver, name: str) -> No
     page.wait_for_function("document.querySelector('.wb-copy textarea').value.includes('weight: 1.0')")
     until_same(page, 1, 2)
     assert words(page, 1) == words(page, 2) != instruct
-    assert page.locator(".wb-readout").inner_text() != readout
+    assert page.locator(".wb-readout").first.inner_text() != readout
     assert page.errors == []
     assert only_this_machine(page)
