@@ -5,9 +5,6 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
-    "Choice": "workbench.data",
-    "Column": "workbench.data",
-    "Constant": "workbench.data",
     "Curriculum": "workbench.curriculum.curriculum",
     "CurveEditor": "workbench.views.curve_editor",
     "Filmstrip": "workbench.views.filmstrip",
