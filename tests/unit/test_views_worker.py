@@ -1,8 +1,9 @@
 """The thread behind a view: the newest job wins, a saved file is never dropped, an error ends nothing."""
 
 import threading
+from types import SimpleNamespace
 
-from workbench.views.worker import LatestWorker
+from workbench.views.worker import LatestWorker, PromptView
 
 SECONDS = 10
 
@@ -83,3 +84,25 @@ def test_wait_says_when_time_is_up() -> None:
     bench.worker.submit("long")
     assert not bench.worker.wait(0.01)
     bench.worker.close()
+
+
+def test_a_view_waits_for_its_thread_ends_it_and_then_goes() -> None:
+    class Page:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    class View(PromptView, Page):
+        pass
+
+    view, bench = View(), Bench()
+    assert view.wait(0)  # before it has a thread
+    view._worker, view._prompt = bench.worker, SimpleNamespace(value="Why?")
+    view.prompt += " How?"
+    assert view.prompt == view._prompt.value == "Why? How?"
+    bench.worker.submit("long")
+    assert not view.wait(0.01)
+    view.close()
+    assert view.closed
+    assert not bench.worker.alive

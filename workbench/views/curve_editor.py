@@ -20,8 +20,9 @@ from workbench.models import load_model
 from workbench.ops.merging import linear_mix
 from workbench.views.answers import short_names
 from workbench.views.controls import STATIC
+from workbench.views.forms import field, status_line
 from workbench.views.recipe_table import yaml_text
-from workbench.views.worker import LatestWorker
+from workbench.views.worker import LatestWorker, WorkerView
 
 GROUPS = {
     "norms": ("norm", "ln_"),
@@ -66,7 +67,7 @@ class CurveCanvas(anywidget.AnyWidget):
             self.curves = self.chosen = [[float(value) for value in curve] for curve in curves]
 
 
-class CurveEditor(widgets.VBox):
+class CurveEditor(WorkerView, widgets.VBox):
     """Curves over depth, the coefficient of every tensor, and the recipe as mergekit YAML: each moves the others.
 
     Every change makes a new recipe with other `weights` (or, from YAML, another recipe of the same parents).
@@ -96,15 +97,16 @@ class CurveEditor(widgets.VBox):
         self._points = points or min(max(*stack_depths(self.tensors).values(), 2), 8)
         self._guard = threading.RLock()
         names = short_names(recipe.parents)
-        self.parent = widgets.Dropdown(options=[(name, i) for i, name in enumerate(names)], description="Weight of")
+        self.parent = field(
+            widgets.Dropdown(options=[(name, i) for i, name in enumerate(names)], description="Weight of")
+        )
         self.parent.value = len(names) - 1
         self.by_group = widgets.Checkbox(description="A curve for each kind of module", indent=False)
         self.by_group.value = _has_filters(recipe)
         self.canvas = CurveCanvas()
         self.heat, self._status = widgets.HTML(), widgets.HTML()
-        self.yaml = widgets.Textarea(description="This recipe as mergekit YAML", continuous_update=False, rows=12)
-        for field in (self.parent, self.yaml):
-            field.add_class("wb-field")
+        label = "This recipe as mergekit YAML"
+        self.yaml = field(widgets.Textarea(description=label, continuous_update=False, rows=12))
         head = widgets.HTML(f'<h3>Weights over depth</h3><p class="wb-note">{HOW_TO_READ}</p>')
         controls = widgets.HBox([self.parent, self.by_group])
         super().__init__([head, controls, self.canvas, self._status, self.heat, self.yaml])
@@ -116,16 +118,6 @@ class CurveEditor(widgets.VBox):
         self.by_group.observe(self._drawn_anew, "value")
         self.parent.observe(lambda _: self._show(), "value")
         self.yaml.observe(self._typed, "value")
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the live merge follows the recipe that is shown; False when `timeout` seconds passed first."""
-        return self._worker.wait(timeout)
-
-    def close(self) -> None:
-        """Stop the thread and remove the widget."""
-        if getattr(self, "_worker", None) is not None:
-            self._worker.close()
-        super().close()
 
     def _follow(self, recipe: Any, _: threading.Event) -> None:
         if self.live is not None:
@@ -189,7 +181,7 @@ class CurveEditor(widgets.VBox):
         self._worker.submit(recipe)
 
     def _failed(self, error: Exception) -> None:
-        self._status.value = f'<div class="wb-status wb-error" role="alert">{html.escape(str(error))}</div>'
+        self._status.value = status_line(str(error), error=True)
 
     # What is shown.
 
@@ -200,9 +192,7 @@ class CurveEditor(widgets.VBox):
         self.heat.value = heat
         self.yaml.value = yaml_text(self.recipe, absolute=False)
         self._quiet = False
-        self._status.value = (
-            f'<div class="wb-status" role="status">{html.escape(self.recipe.method)} recipe, in order</div>'
-        )
+        self._status.value = status_line(f"{self.recipe.method} recipe, in order")
 
     def _show_curves(self) -> None:
         """Read the recipe's weight of the chosen parent at every point."""

@@ -20,9 +20,10 @@ from workbench.generation import context_length, encode_prompt
 from workbench.merging.weights import Filters
 from workbench.views.answers import NOTICE, short_names
 from workbench.views.controls import STATIC
+from workbench.views.forms import button, field, status_line
 from workbench.views.preview import UPDATE_S
 from workbench.views.recipe_table import recipe_line
-from workbench.views.worker import LatestWorker
+from workbench.views.worker import LatestWorker, PromptView
 
 DEFAULT_PROMPT = "What is the first-line treatment of asthma?"
 FALLBACK_WAIT_S = 20.0
@@ -53,7 +54,7 @@ class FrameList(anywidget.AnyWidget):
     chosen = traitlets.Int(-1).tag(sync=True)
 
 
-class Filmstrip(widgets.VBox):
+class Filmstrip(PromptView, widgets.VBox):
     """The answers of all recipes of a `RatioSpectrum` to one prompt, while they are written.
 
     A new prompt stops the running answers and starts the next ones on a thread of the widget's own.
@@ -89,10 +90,8 @@ class Filmstrip(widgets.VBox):
         self.answers: list[str] = [""] * len(self.labels)
         self._guard = threading.RLock()
         self._job: Job | None = None
-        self._prompt = widgets.Textarea(value=prompt, description="Prompt", continuous_update=False, rows=2)
-        self._ask = widgets.Button(description="Ask", tooltip="Ask every blend this prompt")
-        self._prompt.add_class("wb-field")
-        self._ask.add_class("wb-button")
+        self._prompt = field(widgets.Textarea(value=prompt, description="Prompt", continuous_update=False, rows=2))
+        self._ask = button("Ask", "Ask every blend this prompt")
         caption = f"Answers by {row_title(spectrum)}"
         self.frames = FrameList(caption=caption, pickable=on_pick is not None)
         self._status = widgets.HTML()
@@ -106,15 +105,6 @@ class Filmstrip(widgets.VBox):
         self.frames.observe(self._pick, "chosen")
         self.refresh()
 
-    @property
-    def prompt(self) -> str:
-        """What is asked; set it to ask something else."""
-        return self._prompt.value
-
-    @prompt.setter
-    def prompt(self, text: str) -> None:
-        self._prompt.value = text
-
     def refresh(self) -> None:
         """Ask the current prompt again, of the spectrum's recipes as they are now."""
         with self._guard:
@@ -122,16 +112,6 @@ class Filmstrip(widgets.VBox):
             self._job = Job(self.prompt)
             self._show(self._job, [""] * len(self.labels), done=False)
             self._worker.submit(self._job)
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the answers are complete; False when `timeout` seconds passed first."""
-        return self._worker.wait(timeout)
-
-    def close(self) -> None:
-        """Stop the thread and remove the widget."""
-        if getattr(self, "_worker", None) is not None:
-            self._worker.close()
-        super().close()
 
     # What the thread calls.
 
@@ -167,8 +147,7 @@ class Filmstrip(widgets.VBox):
         self._tell(f"{kind}{error}", error=True)
 
     def _tell(self, text: str, *, error: bool = False) -> None:
-        role, kind = ("alert", " wb-error") if error else ("status", "")
-        self._status.value = f'<div class="wb-status{kind}" role="{role}">{html.escape(text)}</div>'
+        self._status.value = status_line(text, error=error)
 
     def _pick(self, change: Any) -> None:
         if 0 <= change["new"] < len(self.spectrum.recipes):

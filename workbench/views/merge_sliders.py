@@ -19,12 +19,13 @@ from workbench.merging.weights import mean_of
 from workbench.views.answers import NOTICE, fallback_table, short_names
 from workbench.views.blend_chart import BlendChart, nearest_scores
 from workbench.views.controls import BlendWeights, CopyBox, DepthCurve, Setting
+from workbench.views.forms import box, button, field, status_line
 from workbench.views.front import about_line, check_parents, curves, method_of
 from workbench.views.panes import AnswerPanes
 from workbench.views.preview import Preview, Request
 from workbench.views.recipe_table import recipe_line, recipe_table, start_weights, yaml_text
 from workbench.views.saving import save_model
-from workbench.views.worker import LatestWorker
+from workbench.views.worker import LatestWorker, PromptView
 
 DEFAULT_PROMPT = "What is the first-line treatment of asthma?"
 FALLBACK_WAIT_S = 10.0
@@ -41,7 +42,7 @@ HOW_TO_READ_CHART = (
 )
 
 
-class MergeSliders(widgets.VBox):
+class MergeSliders(PromptView, widgets.VBox):
     """Sliders over the weights of a merge, with live answers of the parents and of the blend to one prompt.
 
     A movement makes a new recipe, stops the running preview and starts the next one on a thread of the widget's own.
@@ -82,7 +83,7 @@ class MergeSliders(widgets.VBox):
         self._make_chart()
         self._make_tools()
         self.panes = AnswerPanes(self.recipe.parents, self.names)
-        self._status = widgets.HTML(_line("Starting …"))
+        self._status = widgets.HTML(status_line("Starting …"))
         super().__init__(children=self._layout())
         self.add_class("wb-view")
         self._preview = Preview(live, self._show_answer, max_new_tokens=max_new_tokens)
@@ -92,15 +93,6 @@ class MergeSliders(widgets.VBox):
         self.refresh()
 
     # What a notebook calls.
-
-    @property
-    def prompt(self) -> str:
-        """What the models are asked; set it to ask something else."""
-        return self._prompt.value
-
-    @prompt.setter
-    def prompt(self, text: str) -> None:
-        self._prompt.value = text
 
     @property
     def answers(self) -> dict[str, str]:
@@ -118,20 +110,10 @@ class MergeSliders(widgets.VBox):
             self._request = Request(recipe=self.recipe, prompt=self.prompt, asked_at=time.perf_counter())
             self._worker.submit(self._request)
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the answers are complete; False when `timeout` seconds passed first."""
-        return self._worker.wait(timeout)
-
     def save(self, folder: str | Path) -> None:
         """Write the blend that is shown into a new folder, on the widget's thread; the outcome stands in the widget."""
-        self._saved.value = _line("Saving …")
+        self._saved.value = status_line("Saving …")
         self._worker.submit((self.recipe, folder), must_run=True)
-
-    def close(self) -> None:
-        """Stop the thread and remove the widget; the live model keeps the recipe of the last movement."""
-        if getattr(self, "_worker", None) is not None:
-            self._worker.close()
-        super().close()
 
     # What is built once.
 
@@ -144,16 +126,16 @@ class MergeSliders(widgets.VBox):
         curved = any(not isinstance(weight, float) for weight in self.recipe.weights)
         self.curved = widgets.Checkbox(value=curved, description="A curve over depth", indent=False)
         methods = [method for method in METHODS if method == self.recipe.method or self._allows(method)]
-        self.method = _field(widgets.Dropdown(options=methods, value=self.recipe.method, description="Method"))
+        self.method = field(widgets.Dropdown(options=methods, value=self.recipe.method, description="Method"))
         density, factor = mean_of(self.recipe.density or 1.0), mean_of(self.recipe.lambda_ or 1.0)
         self.settings = {
             "density": Setting("Density: share of each change that is kept", density, step=step),
             "lambda_": Setting("Lambda: factor of the merged change", factor, most=2.0, step=step),
         }
-        self._prompt = _field(widgets.Textarea(description="Prompt", continuous_update=False, rows=3), grow=True)
+        self._prompt = field(widgets.Textarea(description="Prompt", continuous_update=False, rows=3), grow=True)
         options = [("choose …", ""), *((_shorten(name), text) for name, text in examples.items())]
-        self._picker = _field(widgets.Dropdown(options=options, value="", description="Example prompts"))
-        self._ask = _button("Ask", "Ask all models this prompt")
+        self._picker = field(widgets.Dropdown(options=options, value="", description="Example prompts"))
+        self._ask = button("Ask", "Ask all models this prompt")
 
     def _make_chart(self) -> None:
         self.chart = None
@@ -173,19 +155,19 @@ class MergeSliders(widgets.VBox):
         full = partial(self._yaml_text, absolute=True)
         self._yaml = CopyBox(full, caption="Copy as mergekit YAML", label=label)
         self._table = widgets.HTML()
-        self._folder = _field(widgets.Text(value="out/merged", description="A new folder for it"))
-        self._save = _button("Save merged model", "Save the blend as safetensors into this folder")
-        self._saved = widgets.HTML(_line(""))
+        self._folder = field(widgets.Text(value="out/merged", description="A new folder for it"))
+        self._save = button("Save merged model", "Save the blend as safetensors into this folder")
+        self._saved = widgets.HTML(status_line(""))
 
     def _layout(self) -> list[widgets.Widget]:
         title = f"<h3>A blend of {html.escape(' and '.join([', '.join(self.names[:-1]), self.names[-1]]))}</h3>"
-        self._curve_box = _box(self.curves, "wb-curves")
-        settings = _box([_box([self.method, self.curved], "wb-row"), *self.settings.values()])
-        asking = [self._prompt, _box([self._picker, self._ask], "wb-side")]
+        self._curve_box = box(self.curves, "wb-curves")
+        settings = box([box([self.method, self.curved], "wb-row"), *self.settings.values()])
+        asking = [self._prompt, box([self._picker, self._ask], "wb-side")]
         rows: list[widgets.Widget] = [
             widgets.HTML(f'{title}<p class="wb-note">{HOW_TO_READ}</p>'),
-            _box([self.weights, settings, self._curve_box], "wb-card"),
-            _box(asking, "wb-row", "wb-asking"),
+            box([self.weights, settings, self._curve_box], "wb-card"),
+            box(asking, "wb-row", "wb-asking"),
             self.panes,
             self._status,
         ]
@@ -193,13 +175,13 @@ class MergeSliders(widgets.VBox):
             about = html.escape(about_line(self.front, curves(self.front)))
             head = f'<h4>What the blend knows, and what it has forgotten</h4><p class="wb-note">{HOW_TO_READ_CHART}</p>'
             foot = widgets.HTML(f'<p class="wb-note">{about[:1].upper()}{about[1:]}.</p>')
-            rows.append(_box([widgets.HTML(head), self.chart, foot], "wb-card"))
+            rows.append(box([widgets.HTML(head), self.chart, foot], "wb-card"))
         tools = [
-            _box([widgets.HTML("<h4>The recipe for mergekit</h4>"), self._yaml]),
-            _box([widgets.HTML("<h4>The recipe, layer by layer</h4>"), self._table]),
-            _box([widgets.HTML("<h4>Keep the blend</h4>"), self._folder, self._save, self._saved]),
+            box([widgets.HTML("<h4>The recipe for mergekit</h4>"), self._yaml]),
+            box([widgets.HTML("<h4>The recipe, layer by layer</h4>"), self._table]),
+            box([widgets.HTML("<h4>Keep the blend</h4>"), self._folder, self._save, self._saved]),
         ]
-        return [*rows, _box(tools, "wb-tools"), widgets.HTML(f'<p class="wb-note">{NOTICE}</p>')]
+        return [*rows, box(tools, "wb-tools"), widgets.HTML(f'<p class="wb-note">{NOTICE}</p>')]
 
     def _connect(self) -> None:
         for part in (self.weights, *self.curves, *self.settings.values()):
@@ -221,7 +203,7 @@ class MergeSliders(widgets.VBox):
             except WorkbenchError as error:
                 self._failed(error)
                 return
-            self._status.value = _line("Writing …")
+            self._status.value = status_line("Writing …")
             self._show_recipe()
             self.refresh()
 
@@ -279,14 +261,18 @@ class MergeSliders(widgets.VBox):
         if not isinstance(job, Request):
             self._write_model(*job)
             return
-        self._status.value = _line("Writing …")
+        self._status.value = status_line("Writing …")
         finished = self._preview.run(job, stop)
         with self._guard:
             if job is self._request and finished:
                 self._error = ""
-                self._status.value = _line(f"Ready. First new token {self.first_token_ms or 0:.0f} ms after the move.")
+                self._status.value = status_line(
+                    f"Ready. First new token {self.first_token_ms or 0:.0f} ms after the move."
+                )
             elif job is self._request and not stop.is_set():
-                self._status.value = _line("Stopped: other code moved these weights. Press Ask to go on from here.")
+                self._status.value = status_line(
+                    "Stopped: other code moved these weights. Press Ask to go on from here."
+                )
 
     def _write_model(self, recipe: Any, folder: str | Path) -> None:
         try:
@@ -297,14 +283,14 @@ class MergeSliders(widgets.VBox):
                 self.live.exact = held
             with self.live.generation(preview=False):
                 save_model(self.live.model, self.live.tokenizer, folder)
-            self._saved.value = _line(f"Saved to {folder}")
+            self._saved.value = status_line(f"Saved to {folder}")
         except Exception as error:
-            self._saved.value = _line(str(error), error=True)
+            self._saved.value = status_line(str(error), error=True)
 
     def _failed(self, error: Exception) -> None:
         with self._guard:
             self._error = f"{type(error).__name__}: {error}"
-            self._status.value = _line(self._error, error=True)
+            self._status.value = status_line(self._error, error=True)
 
     def _show_answer(self, request: Request, parent: str | None, text: str, done: bool) -> None:
         with self._guard:
@@ -362,31 +348,6 @@ def _check(recipe: Any, max_new_tokens: int, step: float) -> None:
         )
     if len(recipe.parents) < 2:
         raise ConfigError(f"the recipe has the one parent {recipe.parents[0]!r}; a blend needs two or more, so add one")
-
-
-def _box(children: Sequence[widgets.Widget], *classes: str) -> widgets.Box:
-    box = widgets.VBox(children)
-    for name in classes:
-        box.add_class(name)
-    return box
-
-
-def _field(widget: Any, *, grow: bool = False) -> Any:
-    widget.add_class("wb-field")
-    if grow:
-        widget.add_class("wb-grow")
-    return widget
-
-
-def _button(text: str, tooltip: str) -> widgets.Button:
-    button = widgets.Button(description=text, tooltip=tooltip)
-    button.add_class("wb-button")
-    return button
-
-
-def _line(text: str, *, error: bool = False) -> str:
-    shown = html.escape(" ".join(text.split()))
-    return f'<div class="wb-status{" wb-error" if error else ""}" role="{"alert" if error else "status"}">{shown}</div>'
 
 
 def _shorten(text: str, width: int = 60) -> str:

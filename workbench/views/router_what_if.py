@@ -13,7 +13,8 @@ from workbench.generation import stream
 from workbench.records import RoutingTrace
 from workbench.routing.intervene import steer_routing
 from workbench.views.diff import blend_html, parent_html
-from workbench.views.worker import LatestWorker
+from workbench.views.forms import button, field, status_line
+from workbench.views.worker import LatestWorker, WorkerView
 
 READING = (
     "How to read this: both answers are the likeliest words (greedy, so there is no seed; n = 1). Bold words are said "
@@ -22,7 +23,7 @@ READING = (
 )
 
 
-class WhatIf(widgets.VBox):
+class WhatIf(WorkerView, widgets.VBox):
     """Ask a model once as it is and once with an expert forced or muted, on a thread of its own.
 
     While it answers, whatever else runs the same model sees the change, too.
@@ -45,13 +46,12 @@ class WhatIf(widgets.VBox):
         self.answers: dict[str, str] = {}
         experts = max(output.router_logits.shape[1] for output in trace.routers.values())
         layers = sorted(set(trace.layers.values()))
-        self.change = _field(widgets.Dropdown(options=["mute", "force"], description="Change"))
-        self.expert = _field(widgets.Dropdown(options=list(range(experts)), description="Expert"))
+        self.change = field(widgets.Dropdown(options=["mute", "force"], description="Change"))
+        self.expert = field(widgets.Dropdown(options=list(range(experts)), description="Expert"))
         options = [("all layers", None), *((f"layer {layer}", [layer]) for layer in layers if layer >= 0)]
-        self.layers = _field(widgets.Dropdown(options=options, description="Where"))
-        self.prompt = _field(widgets.Textarea(value=prompt, description="Prompt", continuous_update=False, rows=2))
-        self.ask = widgets.Button(description="Ask", tooltip="Ask the model with and without the change")
-        self.ask.add_class("wb-button")
+        self.layers = field(widgets.Dropdown(options=options, description="Where"))
+        self.prompt = field(widgets.Textarea(value=prompt, description="Prompt", continuous_update=False, rows=2))
+        self.ask = button("Ask", "Ask the model with and without the change")
         self._panes, self._status = widgets.HTML(), widgets.HTML()
         row = widgets.HBox([self.change, self.expert, self.layers, self.ask])
         row.add_class("wb-row")
@@ -66,16 +66,6 @@ class WhatIf(widgets.VBox):
         """Ask with what is chosen; an answer under way is stopped."""
         change = {self.change.value: self.expert.value, "layers": self.layers.value}
         self._worker.submit((self.prompt.value, change))
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the answers are complete; False when `timeout` seconds passed first."""
-        return self._worker.wait(timeout)
-
-    def close(self) -> None:
-        """Stop the thread and remove the widget."""
-        if getattr(self, "_worker", None) is not None:
-            self._worker.close()
-        super().close()
 
     def still(self) -> str:
         """Return prompt and answers as plain HTML."""
@@ -120,10 +110,4 @@ class WhatIf(widgets.VBox):
             for name, said in panes
         )
         self._panes.value = f'<div class="wb-figures">{body}</div>'
-        kind = 'wb-status wb-error" role="alert' if error else 'wb-status" role="status'
-        self._status.value = f'<div class="{kind}">{html.escape(status)}</div>'
-
-
-def _field(widget: Any) -> Any:
-    widget.add_class("wb-field")
-    return widget
+        self._status.value = status_line(status, error=error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 
 class LatestWorker:
@@ -83,3 +83,34 @@ class LatestWorker:
                 with self._turn:
                     self._running = None
                     self._turn.notify_all()
+
+
+class WorkerView:
+    """What views with a thread have in common: listed before the widget class, with a `LatestWorker` at `_worker`."""
+
+    _worker: LatestWorker | None = None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until what was asked for is done; False when `timeout` seconds passed first."""
+        return self._worker is None or self._worker.wait(timeout)
+
+    def close(self) -> None:
+        """Stop the thread and remove the widget; what the last movement set stays."""
+        if self._worker is not None:
+            self._worker.close()
+        cast(Any, super()).close()
+
+
+class PromptView(WorkerView):
+    """A view that asks models what stands in its text field at `_prompt`."""
+
+    _prompt: Any
+
+    @property
+    def prompt(self) -> str:
+        """What the models are asked; set it to ask something else."""
+        return self._prompt.value
+
+    @prompt.setter
+    def prompt(self, text: str) -> None:
+        self._prompt.value = text
