@@ -19,6 +19,7 @@ _NAMES = {
     "RatioSpectrum": "workbench.merging.spectrum",
     "RouterInspector": "workbench.views.router_inspector",
     "ShortTermMemory": "workbench.curriculum.memory",
+    "SkillRouterConfig": "workbench.adapters",
     "TaskPlot": "workbench.views.plots",
     "TrainingView": "workbench.views.training_view",
     "WorkbenchError": "workbench.errors",

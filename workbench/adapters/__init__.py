@@ -10,10 +10,23 @@ from workbench.adapters.lora_moe.config import METHOD, LoraMoeConfig
 from workbench.adapters.lora_moe.layer import LoraMoeLayer
 from workbench.adapters.lora_moe.losses import routing_losses
 from workbench.adapters.lora_moe.model import LoraMoeModel
+from workbench.adapters.skill_router.bank import SkillBank
+from workbench.adapters.skill_router.config import METHOD as SKILL_ROUTER
+from workbench.adapters.skill_router.config import SkillRouterConfig
+from workbench.adapters.skill_router.model import SkillRouterModel, set_skill_weights, skill_weights
 
-__all__ = ["LoraMoeConfig", "auxiliary_losses", "keep_sequences"]
+__all__ = [
+    "LoraMoeConfig",
+    "SkillBank",
+    "SkillRouterConfig",
+    "auxiliary_losses",
+    "keep_sequences",
+    "set_skill_weights",
+    "skill_weights",
+]
 
 register(METHOD, LoraMoeConfig, LoraMoeModel)
+register(SKILL_ROUTER, SkillRouterConfig, SkillRouterModel)
 
 
 def auxiliary_losses(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""Frozen skills as one bank, and a weight for each, as a PEFT method."""

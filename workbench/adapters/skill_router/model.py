@@ -1,0 +1,171 @@
+"""The tuner: puts a bank of skills beside the layers that they adapt, and reads and sets their weights."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from workbench.adapters.skill_router.bank import BankLayer, SkillBank
+from workbench.adapters.skill_router.config import METHOD, PREFIX, SkillRouterConfig, check_shares, check_weights
+from workbench.adapters.skill_router.layer import SkillRouterLayer
+from workbench.errors import ConfigError, ModelError
+
+
+class SkillRouterModel(BaseTuner):
+    """What `get_peft_model` wraps a model into for a `SkillRouterConfig`; the model's methods are reached through it.
+
+    Raises:
+        ConfigError: An adapter's name is part of the method's own, or a skill adapts another layer than a linear one.
+    """
+
+    prefix = PREFIX
+    tuner_layer_cls = SkillRouterLayer
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
+        """Read the skills, before any layer is wrapped; what was loaded from a folder has them in its own tensors."""
+        assert isinstance(peft_config, SkillRouterConfig)
+        self._parts: dict[str, BankLayer] = {}
+        self._leaders: dict[str, SkillRouterLayer] = {}
+        name = next(name for name, config in self.peft_config.items() if config is peft_config)
+        if name in PREFIX:
+            raise ConfigError(
+                f"the adapter's name {name!r} is part of {METHOD!r}, by which saved tensors are told apart. Choose "
+                "another name."
+            )
+        if peft_config.ranks is not None:
+            return peft_config
+        self._parts = dict(open_bank(peft_config.skills, self.model, peft_config.strict).layers)
+        # A copy, so that the caller's configuration still says that the skills are to be read.
+        peft_config = self.peft_config[name] = copy.copy(peft_config)
+        peft_config.ranks = {module: list(layer.ranks) for module, layer in self._parts.items()}
+        peft_config.target_modules = set(peft_config.ranks)
+        return peft_config
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        assert isinstance(peft_config, SkillRouterConfig)
+        assert peft_config.ranks is not None
+        if current_key not in peft_config.ranks:
+            return
+        layer = target if isinstance(target, SkillRouterLayer) else SkillRouterLayer(target)
+        place = re.match(r"(.*?\.\d+)\.", current_key) if peft_config.per_layer else None
+        leader = self._leaders.setdefault(place[1] if place else "", layer)
+        bank = self._parts.pop(current_key, None) or _empty(target, peft_config.ranks[current_key])
+        layer.update_layer(adapter_name, peft_config, bank, leader)
+        if layer is not target:
+            if adapter_name not in self.active_adapters:
+                layer.requires_grad_(False)
+            self._replace_module(parent, target_name, layer, target)
+
+
+def open_bank(folders: Mapping[str, str], model: nn.Module, strict: bool) -> SkillBank:
+    """Open skills for a model, and refuse those that adapt something else than its linear layers."""
+    bank = SkillBank.open(folders, model, strict=strict)
+    for name in bank.layers:
+        module = model.get_submodule(name)
+        inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        if not isinstance(inner, nn.Linear | Conv1D):
+            raise ConfigError(
+                f"the skills adapt {name!r}, a {type(inner).__name__}; a bank stands beside linear layers only "
+                "(nn.Linear, Conv1D). Train them with linear target_modules."
+            )
+    return bank
+
+
+def skill_weights(model: nn.Module, adapter: str | None = None) -> dict[str, Any]:
+    """Return the weight of each skill now.
+
+    Args:
+        model: With a static skill router.
+        adapter: Its name; None is the active one.
+
+    Returns:
+        Skill to its weight; with `per_layer`, to a list with the weight in each decoder layer.
+
+    Raises:
+        ModelError: The model has no skill router of that name.
+        ConfigError: Its weights follow the input.
+    """
+    name, layers = _deciding(model, adapter)
+    columns = torch.stack([layer.skill_router_gate[name]().detach() for layer in layers], dim=1).tolist()
+    config = layers[0].settings[name]
+    return {skill: row if config.per_layer else row[0] for skill, row in zip(config.skills, columns)}
+
+
+def set_skill_weights(model: nn.Module, weights: Mapping[str, Any], adapter: str | None = None) -> None:
+    """Set the weights of skills, in place and at once.
+
+    Args:
+        model: With a static skill router.
+        weights: Skill to its weight, or with `per_layer` to a list of one for each decoder layer; skills that are left
+            out keep theirs. A softmax takes weights of at least 0 whose sum is 1.
+        adapter: The router's name; None is the active one.
+
+    Raises:
+        ModelError: The model has no skill router of that name.
+        ConfigError: A skill is unknown, a weight is not finite, or a softmax cannot give the weights; the router's
+            weights follow the input, or are merged.
+    """
+    name, layers = _deciding(model, adapter)
+    if any(name in layer.merged_adapters for layer in layers):
+        raise ConfigError(f"the adapter {name!r} is merged into the weights; they must be apart. Unmerge it first.")
+    config, rows = layers[0].settings[name], []
+    for place, layer in enumerate(layers):
+        given = {skill: _at(value, place, len(layers), skill) for skill, value in weights.items()}
+        check_weights(given, list(config.skills), "weights")
+        now = dict(zip(config.skills, layer.skill_router_gate[name]().tolist()))
+        rows.append(list((now | given).values()))
+        if config.constraint == "softmax":
+            check_shares(rows[-1], "weights")
+    for layer, row in zip(layers, rows):
+        layer.skill_router_gate[name].assign(row)
+
+
+def _at(value: Any, place: int, count: int, skill: str) -> Any:
+    if not isinstance(value, list | tuple):
+        return value
+    if len(value) != count:
+        raise ConfigError(f"{skill!r} has {len(value)} weights; there must be one, or one for each of {count} layers.")
+    return value[place]
+
+
+def skill_layers(model: nn.Module) -> list[SkillRouterLayer]:
+    """Return the layers of a model that hold skills, in its order."""
+    return [module for module in model.modules() if isinstance(module, SkillRouterLayer)]
+
+
+def _deciding(model: nn.Module, adapter: str | None) -> tuple[str, list[SkillRouterLayer]]:
+    """Return a static router's name and the layers that hold its weights."""
+    layers = skill_layers(model)
+    names = [adapter] if adapter else [name for layer in layers[:1] for name in layer.active_adapters]
+    name = names[0] if names else ""
+    found = [layer for layer in layers if name in layer.skill_router_gate]
+    if not found:
+        raise ModelError(
+            f"the model has no skill router{f' named {name!r}' if name else ''}; get_peft_model(model, "
+            "SkillRouterConfig(...)) makes one. Pass the model that it returned."
+        )
+    return name, found
+
+
+def _empty(target: nn.Module, ranks: list[int]) -> BankLayer:
+    """Return a part of a bank for tensors that are loaded later."""
+    inner: Any = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    rows, columns = inner.weight.shape if isinstance(inner, Conv1D) else (inner.in_features, inner.out_features)
+    return BankLayer(A=torch.zeros(sum(ranks), rows), B=torch.zeros(columns, sum(ranks)), ranks=tuple(ranks))
