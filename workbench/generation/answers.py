@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from workbench.errors import ConfigError, ModelError
+from workbench.errors import ConfigError
+from workbench.generation.decoder import Decoder, ends_of, evaluating
 from workbench.models import chat_prompt
 
 Prompt = str | list[dict[str, str]]
@@ -56,7 +54,7 @@ def stream(
             "use temperature=0 for the likeliest answer"
         )
     ids = encode_prompt(tokenizer, prompt)
-    room = _room(model, len(ids))
+    room = room_after(model, len(ids))
     return _stream(model, tokenizer, ids, min(max_new_tokens, room), _sampler(model, temperature, seed), stop)
 
 
@@ -92,15 +90,17 @@ def generate_batch(
     if max_new_tokens < 1 or batch_size < 1:
         raise ConfigError(f"max_new_tokens={max_new_tokens}, batch_size={batch_size}: both must be at least 1")
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    rooms = [min(max_new_tokens, _room(model, len(ids))) for ids in encoded]
+    rooms = [min(max_new_tokens, room_after(model, len(ids))) for ids in encoded]
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
     answers = [""] * len(encoded)
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            written = _write_rows(model, [encoded[i] for i in rows], [rooms[i] for i in rows], _ends(model, tokenizer))
+            written = _write_rows(
+                model, [encoded[i] for i in rows], [rooms[i] for i in rows], ends_of(model, tokenizer)
+            )
             for i, ids in zip(rows, written, strict=True):
-                answers[i] = _text(tokenizer, ids)
+                answers[i] = written_text(tokenizer, ids)
             if progress is not None:
                 progress(len(rows))
     return answers
@@ -125,8 +125,12 @@ def context_length(model: Any) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def _room(model: Any, length: int) -> int:
-    """Return how many tokens may follow a prompt; the last of them needs no position of its own."""
+def room_after(model: Any, length: int) -> int:
+    """Return how many tokens may follow a prompt of this length; the last of them needs no position of its own.
+
+    Raises:
+        ConfigError: The prompt is longer than the model's context.
+    """
     limit = context_length(model)
     if limit is not None and length > limit:
         raise ConfigError(
@@ -144,22 +148,22 @@ def _stream(
     choose: Callable[[Tensor], Tensor],
     stop: threading.Event | None,
 ) -> Iterator[str]:
-    ends = _ends(model, tokenizer)
+    ends = ends_of(model, tokenizer)
     written: list[int] = []
     with evaluating(model):
-        decoder = _Decoder(model, [ids])
+        decoder = Decoder(model, [ids])
         while len(written) < max_new_tokens and not (stop is not None and stop.is_set()):
             token = int(decoder.step(choose)[0])
             if token in ends:
                 return
             written.append(token)
-            yield _text(tokenizer, written)
+            yield written_text(tokenizer, written)
 
 
 def _write_rows(model: Any, prompts: list[list[int]], rooms: list[int], ends: set[int]) -> list[list[int]]:
     written: list[list[int]] = [[] for _ in prompts]
     active = list(range(len(prompts)))
-    decoder = _Decoder(model, prompts)
+    decoder = Decoder(model, prompts)
     while active:
         tokens = decoder.step(_greedy).tolist()
         going = []
@@ -173,63 +177,6 @@ def _write_rows(model: Any, prompts: list[list[int]], rooms: list[int], ends: se
             decoder.keep(going)
             active = [active[place] for place in going]
     return written
-
-
-class _Decoder:
-    """The state of one batch of answers: cache, mask and next input; `step` writes one token for each row."""
-
-    def __init__(self, model: Any, prompts: list[list[int]]) -> None:
-        self.model = model
-        self.cache = DynamicCache(config=model.config)
-        self.ids, self.mask = pad_left(prompts, device=model.device)
-        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
-
-    @torch.no_grad()
-    def step(self, choose: Callable[[Tensor], Tensor]) -> Tensor:
-        logits = self.model(
-            input_ids=self.ids,
-            attention_mask=self.mask,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        check_logits(logits)
-        tokens = choose(logits.float())
-        self.ids = tokens[:, None]
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
-        self.positions = self.positions[:, -1:] + 1
-        return tokens
-
-    def keep(self, rows: list[int]) -> None:
-        if rows:
-            index = torch.tensor(rows, device=self.ids.device)
-            # A model can hold routers of ours only where they were imported; PEFT is slow to import for all others.
-            if adapters := sys.modules.get("workbench.adapters"):
-                adapters.keep_sequences(self.model, index)
-            self.cache.batch_select_indices(index)
-            self.ids, self.mask, self.positions = self.ids[index], self.mask[index], self.positions[index]
-
-
-def pad_left(rows: Sequence[Sequence[int]], *, device: Any) -> tuple[Tensor, Tensor]:
-    """Return token ids and attention mask, both `(B, T)` int64, with each row at the right end; padding is id 0."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
-
-
-def check_logits(logits: Tensor) -> None:
-    """Refuse scores from which no token can be chosen.
-
-    Raises:
-        ModelError: A score is NaN or +infinity.
-    """
-    if bool(torch.isnan(logits).any() | torch.isposinf(logits).any()):
-        raise ModelError(
-            f"{int((~torch.isfinite(logits)).sum())} of the model's {logits.numel()} scores are not finite; its "
-            "weights are broken or overflow in this dtype: load it again, in float32 if it was in float16"
-        )
 
 
 def _greedy(logits: Tensor) -> Tensor:
@@ -247,27 +194,7 @@ def _sampler(model: Any, temperature: float, seed: int) -> Callable[[Tensor], Te
     return sample
 
 
-def _ends(model: Any, tokenizer: Any) -> set[int]:
-    """Chat models end a turn with another token than a text, so the tokenizer's and the model's ends both count."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ends = set(configured if isinstance(configured, list | tuple) else [configured])
-    return {int(end) for end in ends | {tokenizer.eos_token_id} if end is not None}
-
-
-def _text(tokenizer: Any, ids: list[int]) -> str:
+def written_text(tokenizer: Any, ids: list[int]) -> str:
     """Return the text of some tokens without the replacement marks of a character whose last bytes are missing."""
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text.rstrip("\ufffd")
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Switch dropout off, and back on afterwards if the model was training."""
-    was_training = model.training
-    if was_training:
-        model.eval()
-    try:
-        yield
-    finally:
-        if was_training:
-            model.train()
