@@ -6,8 +6,8 @@
 
 Every arm sees the same number of examples in three tiers: general (instructions, general knowledge), broad (facts asked
 in several forms), and specialist, ICFT's three tasks: question answering, preference classification, response
-generation, in forms that the base has not mastered. First each arm gets `--trials` settings, drawn from its own space
-with the learning rate among them and scored on validation; then its best one is trained with `--seeds` seeds and scored
+generation, in forms that the base has not mastered. First each arm gets the same `--trials` settings, each learning rate as
+often as the others, scored on validation; then its best one is trained with `--seeds` seeds and scored
 on test after each stage. A cell that is done is never done again. The table gives each arm's means and its paired
 difference to the first arm, with the 95 % t-interval.
 """
@@ -53,7 +53,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "anti-curriculum": ICFT | {"order": "anti"},
 }
 SPACE = {
-    "lr": (3e-4, 1e-3, 3e-3),
+    "lr": (1e-3, 3e-3, 1e-2),
     "pacing": ("sequential", "cumulative", "competence"),
     "replay_ratio": (0.1, 0.2, 0.35, 0.5),
     "consistency_coef": (0.1, 0.3, 1.0, 3.0),
@@ -94,12 +94,15 @@ def main() -> None:
 
 
 def trials(arm: str, count: int) -> list[dict[str, Any]]:
-    """Draw an arm's settings; the first one is the same for all, so that no arm depends on luck alone."""
-    fixed, rng = ARMS[arm], random.Random(f"trials/{arm}")
-    first = {"lr": 1e-3, "pacing": "cumulative", "replay_ratio": 0.2, "consistency_coef": 1.0, "theta": 1,
-             "last_share": 1 / 3}  # fmt: skip
-    drawn = [first, *({name: rng.choice(values) for name, values in SPACE.items()} for _ in range(count - 1))]
-    return [{name: fixed.get(name, value) for name, value in settings.items()} for settings in drawn]
+    """Return settings to try: the same for all arms but for what makes the arm, so that none depends on a lucky draw.
+
+    Each knob takes each of its values equally often, in an order of its own.
+    """
+    rng = random.Random("trials")
+    columns = {name: [values[place % len(values)] for place in range(count)] for name, values in SPACE.items()}
+    for column in columns.values():
+        rng.shuffle(column)
+    return [{name: ARMS[arm].get(name, columns[name][place]) for name in SPACE} for place in range(count)]
 
 
 def goal(row: dict[str, Any]) -> float:
