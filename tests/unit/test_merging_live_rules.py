@@ -245,5 +245,5 @@ def test_bases_that_do_not_fit(tmp_path):
         wb.LiveMerge(recipe("ties"), models=[llama(0), llama(1)], base="x")
     with pytest.raises(ModelError):
         wb.LiveMerge(recipe("ties", base="no/such-base"), models=[llama(0), llama(1)])
-    with pytest.raises(MergeError, match=r"this LiveMerge holds \['a', 'b'\]\. Keep them"):
+    with pytest.raises(MergeError, match=r"this LiveMerge holds \['a', 'b'\]\. Keep to these"):
         wb.LiveMerge(recipe("linear"), models=[llama(0), llama(1)]).apply(recipe("ties"))

@@ -15,6 +15,7 @@ from torch import Tensor
 from workbench.errors import ConfigError
 from workbench.merging.live import LiveMerge
 from workbench.merging.recipe import ratio_weights
+from workbench.merging.sources import Group
 from workbench.ops.sparsify import delta_chunks
 from workbench.ops.spheres import gram
 
@@ -84,16 +85,15 @@ def delta_stats(live: LiveMerge) -> list[PartStats]:
     Source: Ilharco et al. (arXiv 2212.04089), section 5, for cosines; TIES-Merging (arXiv 2306.01708), section 4, for
     sign conflict.
     """
-    parts: dict[str, list[str]] = {}
-    for name in live._targets:
+    parts: dict[str, list[Group]] = {}
+    for name, group in live.tensors().items():
         layer = re.search(r"(?:^|\.)(\d+)\.", name)
-        parts.setdefault(f"layer {int(layer[1]) + 1}" if layer else OUTSIDE, []).append(name)
-    return [_part_stats(live, part, names) for part, names in parts.items()]
+        parts.setdefault(f"layer {int(layer[1]) + 1}" if layer else OUTSIDE, []).append(group)
+    return [_part_stats(part, tensors) for part, tensors in parts.items()]
 
 
 @torch.no_grad()
-def _part_stats(live: LiveMerge, part: str, names: Sequence[str]) -> PartStats:
-    tensors = [(live._sources[name], live._origins.get(name)) for name in names]
+def _part_stats(part: str, tensors: Sequence[Group]) -> PartStats:
     g: Any = sum(gram(sources, origin) for sources, origin in tensors)
     count = range(len(g))
     if tensors[0][1] is not None:

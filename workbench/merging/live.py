@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from threading import Event
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.errors import ConfigError, MergeError
 from workbench.merging.coefficients import tensor_mix, tensor_settings
 from workbench.merging.parents import check_depth
 from workbench.merging.recipe import MergeRecipe
-from workbench.merging.sources import Parent, adopt_sources, float_tensors, load_sources
+from workbench.merging.sources import Group, Parent, adopt_sources, float_tensors, load_sources
 from workbench.merging.turns import Turns
 from workbench.merging.weights import depth_positions
 from workbench.models import load_model
 from workbench.ops.density import Codes, codes_key, has_codes, make_codes, merge_coded
 from workbench.ops.merging import Mix, cosine_similarity, mix_
 from workbench.ops.rule_settings import RuleSettings
-from workbench.ops.rules import ELEMENTWISE, coefficients, merge_tensor
+from workbench.ops.rules import coefficients, merge_tensor
 from workbench.ops.sparsify import delta_chunks, whole_model_threshold
 
 _EXACT_UP_TO = 1 << 25
@@ -39,8 +40,8 @@ class LiveMerge:
     Tensors with several names (a tied lm_head) are computed once, under their first name. Settings, tokenizer and
     generation settings are those of the first whole model, or of the base.
 
-    `model` is an ordinary transformers model; who computes with it while others may move the recipe does so inside
-    `generation()`.
+    `parents` names all parents, `base` the base; a recipe may take some of them. `model` is an ordinary transformers
+    model; who computes with it while others may move the recipe does so inside `generation()`.
 
     Args:
         recipe: The merge to start with.
@@ -93,14 +94,13 @@ class LiveMerge:
             held: Any = None if origin is None else (origin, whole)
             self._all = adopt_sources(recipe.parents, models, held, tokenizer, device, dtype)
         self.base, self.tokenizer = origin, self._all.tokenizer
+        self.parents = tuple(recipe.parents)
         self.model = copy.deepcopy(self._all.first).eval()
         self._targets = float_tensors(self.model)
-        self._sources = self._all.tensors()
-        self._origins = {} if self._all.base is None else float_tensors(self._all.base[1])
         size = sum(target.numel() for target in self._targets.values())
         self.exact, self.compiled, self._small = exact, compiled, size <= _EXACT_UP_TO
         self._positions = depth_positions(self._targets)
-        self._cosines: dict[str, float] = {}
+        self._cosines: dict[tuple[Any, str], float] = {}
         self._codes: dict[str, tuple[Any, list[Codes]]] = {}
         self._models: dict[str, PreTrainedModel] = {}
         self._turns = Turns()
@@ -120,37 +120,58 @@ class LiveMerge:
         Raises:
             ConfigError: There is no such parent.
         """
-        chosen = self.recipe.parents[self._place(name)]
+        chosen = self.parents[self._place(name)]
         if chosen not in self._models:
             self._models[chosen] = self._all.model(chosen)
         return self._models[chosen]
+
+    def tensors(self, recipe: MergeRecipe | None = None) -> dict[str, Group]:
+        """Return the pristine tensors that a recipe merges, which are shared and must only be read.
+
+        Args:
+            recipe: Whose parents' and base's; None gives those of all parents, and of the base where there is one.
+
+        Returns:
+            Tensor name to a tensor of each parent, in their order, and the base's or None.
+
+        Raises:
+            MergeError: The recipe has a model that is not held here.
+        """
+        if recipe is None:
+            return self._all.tensors(self.parents, self.base)
+        if not {*recipe.parents, recipe.base} <= {*self.parents, self.base, None}:
+            raise MergeError(
+                f"The recipe's parents are {list(recipe.parents)}{_on(recipe.base)}, this LiveMerge holds "
+                f"{list(self.parents)}{_on(self.base)}. Keep to these, or make a new LiveMerge(recipe)."
+            )
+        return self._all.tensors(recipe.parents, recipe.base)
 
     def coefficients(self, recipe: MergeRecipe | None = None) -> dict[str, tuple[float, ...]]:
         """Return what each tensor is, or would be, made of: W = sum_i c_i W_i.
 
         Args:
-            recipe: Any recipe of the same parents; None is the present one.
+            recipe: Any recipe that `apply` takes; None is the present one.
 
         Returns:
-            Tensor name to one coefficient per parent, in the order of the parents, and the base's last where the recipe
-            has a base.
+            Tensor name to one coefficient per parent, in the order of the recipe's parents, and the base's last where
+            the recipe has a base.
 
         Raises:
-            MergeError: The recipe has other parents, its weights sum to 0 at a tensor, or its method weighs every entry
+            MergeError: The recipe has other models, its weights sum to 0 at a tensor, or its method weighs every entry
                 of a tensor by itself.
             ConfigError: The recipe is for another number of layers.
         """
         recipe = recipe or self.recipe
-        if recipe.rule.sparse or recipe.method in ELEMENTWISE:
+        if recipe.rule.entrywise:
             raise MergeError(
                 f"{recipe.method} weighs every entry by itself, so that no tensor has one number per parent. Ask for "
                 "the coefficients of a method such as linear, slerp or task_arithmetic."
             )
-        found = {}
-        for name, step in self._plan(recipe).items():
+        found, tensors = {}, self.tensors(recipe)
+        for name, step in self.steps(recipe).items():
             if isinstance(step, RuleSettings):
-                origin = self._origins[name] if recipe.base else None
-                numbers = coefficients(recipe.method, self._sources[name], origin, step)
+                parts, origin = tensors[name]
+                numbers = coefficients(recipe.method, parts, origin, step)
                 found[name] = numbers if origin is None else (*numbers, 1.0 - sum(numbers))
             else:
                 found[name] = step.coefficients
@@ -163,19 +184,20 @@ class LiveMerge:
         and the recipe are those from before.
 
         Args:
-            recipe: A recipe of the same parents; its `dtype` is not looked at again.
+            recipe: A recipe of models that are held here: of all parents or some, on the base or on one of the parents.
+                Its `dtype` is not looked at again.
 
         Raises:
-            MergeError: The recipe has other parents or another base, its weights sum to 0 at a tensor, or the call
-                comes from inside a `generation()` of the same thread.
+            MergeError: The recipe has another model, its weights sum to 0 at a tensor, or the call comes from inside a
+                `generation()` of the same thread.
             ConfigError: The recipe is for another number of layers.
         """
         with self._turns.writing():
-            plan = self._plan(recipe)
+            steps = self.steps(recipe)
             try:
-                self._write(recipe, plan)
+                self._write(recipe, steps)
             except BaseException:
-                self._write(self.recipe, self._plan(self.recipe))
+                self._write(self.recipe, self.steps(self.recipe))
                 raise
             self._recipe = recipe
 
@@ -190,13 +212,13 @@ class LiveMerge:
         Raises:
             ConfigError: There is no such parent.
         """
-        count = len(self.recipe.parents)
+        held: dict[str, Any] = {"parents": self.parents, "weights": [0.0] * len(self.parents)}
         if parent == self.base and self.base is not None:
-            alone = self.recipe.with_method("task_arithmetic", base=self.base, weights=[0.0] * count, normalise=None)
+            alone = self.recipe.with_method("task_arithmetic", **held, base=self.base, normalise=None)
         else:
-            chosen = self._place(parent)
+            held["weights"][self._place(parent)] = 1.0
             method = self.recipe.method if self.recipe.method in ("linear", "slerp") else "linear"
-            alone = self.recipe.with_method(method, weights=[float(index == chosen) for index in range(count)])
+            alone = self.recipe.with_method(method, **held)
         self.apply(alone)
 
     @contextmanager
@@ -213,52 +235,54 @@ class LiveMerge:
         with self._turns.reading(cut_short=preview) as stop:
             yield stop
 
-    def _plan(self, recipe: MergeRecipe) -> dict[str, Mix | RuleSettings]:
-        """What is done at each tensor: a plain sum, or a rule and its settings."""
-        held = self.recipe
-        if recipe.parents != held.parents or recipe.base not in (None, self.base):
-            raise MergeError(
-                f"The recipe's parents are {list(recipe.parents)}{_on(recipe.base)}, this LiveMerge holds "
-                f"{list(held.parents)}{_on(self.base)}. Keep them, or make a new LiveMerge(recipe)."
-            )
+    def steps(self, recipe: MergeRecipe) -> dict[str, Mix | RuleSettings]:
+        """Return what is done at each tensor: a plain sum, or what the recipe's rule is told there.
+
+        Raises:
+            MergeError: As for `apply`.
+            ConfigError: As for `apply`.
+        """
+        tensors = self.tensors(recipe)
         check_depth(self._targets, recipe.num_layers)
         if recipe.method in ("linear", "slerp"):
-            return {name: tensor_mix(recipe, name, place, self._cosine) for name, place in self._positions.items()}
+            cosine = partial(self._cosine, recipe.parents, tensors)
+            return {name: tensor_mix(recipe, name, place, cosine) for name, place in self._positions.items()}
         threshold = self._thresholds(recipe)
         plan = {name: tensor_settings(recipe, name, place, threshold) for name, place in self._positions.items()}
         if recipe.method != "task_arithmetic":
             return dict(plan)
-        return {name: self._as_mix(name, settings) for name, settings in plan.items()}
+        return {name: self._as_mix(tensors[name], settings) for name, settings in plan.items()}
 
-    def _as_mix(self, name: str, settings: RuleSettings) -> Mix | RuleSettings:
+    def _as_mix(self, group: Group, settings: RuleSettings) -> Mix | RuleSettings:
         # Off in the last bit only; but with weights of 0 it is the one way to the base's own bits.
         if self.exact is not False and any(settings.weights):
             return settings
-        numbers = coefficients("task_arithmetic", self._sources[name], self._origins[name], settings)
+        numbers = coefficients("task_arithmetic", *group, settings)
         return Mix(weights=(*numbers, 1.0 - sum(numbers)))
 
-    def _write(self, recipe: MergeRecipe, plan: dict[str, Mix | RuleSettings]) -> None:
+    def _write(self, recipe: MergeRecipe, steps: dict[str, Mix | RuleSettings]) -> None:
         if self.exact or not recipe.rule.sparse:
             self._codes.clear()
-        for name, target in self._targets.items():
-            step, parts = plan[name], self._sources[name]
-            origin = self._origins[name] if recipe.base else None
+        for name, (parts, origin) in self.tensors(recipe).items():
+            target, step = self._targets[name], steps[name]
             if isinstance(step, Mix):
                 parts = parts if origin is None else [*parts, origin]
                 alike = all(part.dtype == target.dtype for part in parts)
                 mix_(target, parts, step, exact=not alike or (self._small if self.exact is None else self.exact))
             elif origin is not None and not self.exact and has_codes(recipe.method, step):
-                codes = self._codes_of(recipe.method, name, step)
+                codes = self._codes_of(recipe, name, step, parts, origin)
                 merge_coded(recipe.method, parts, origin, step, codes, out=target, compiled=self.compiled)
             else:
                 merge_tensor(recipe.method, parts, origin, step, out=target)
 
-    def _codes_of(self, method: str, name: str, settings: RuleSettings) -> list[Codes]:
-        key = codes_key(method, settings)
+    def _codes_of(
+        self, recipe: MergeRecipe, name: str, settings: RuleSettings, parts: list[Tensor], origin: Tensor
+    ) -> list[Codes]:
+        key = (recipe.parents, recipe.base, *codes_key(recipe.method, settings))
         if name not in self._codes or self._codes[name][0] != key:
             self._codes.pop(name, None)
-            make = partial(make_codes, method, base=self._origins[name], settings=settings)
-            self._codes[name] = key, [make(tensor=t, parent=index) for index, t in enumerate(self._sources[name])]
+            make = partial(make_codes, recipe.method, base=origin, settings=settings)
+            self._codes[name] = key, [make(tensor=tensor, parent=index) for index, tensor in enumerate(parts)]
         return self._codes[name][1]
 
     def _thresholds(self, recipe: MergeRecipe) -> list[float] | None:
@@ -266,21 +290,22 @@ class LiveMerge:
         if recipe.method != "ties" or recipe.semantics != "paper" or recipe.density is None:
             return None
 
-        def chunks(parent: int) -> Iterator[torch.Tensor]:
-            for name, tensors in self._sources.items():
-                yield from delta_chunks(tensors[parent], self._origins[name])
+        def chunks(parent: int) -> Iterator[Tensor]:
+            for tensors, origin in self.tensors(recipe).values():
+                yield from delta_chunks(tensors[parent], origin)
 
         count = sum(target.numel() for target in self._targets.values())
         density = recipe.settings_at("", 0.0).density or ()
         return [whole_model_threshold(partial(chunks, place), count, share) for place, share in enumerate(density)]
 
-    def _cosine(self, name: str) -> float:
-        if name not in self._cosines:
-            self._cosines[name] = cosine_similarity(*self._sources[name])
-        return self._cosines[name]
+    def _cosine(self, parents: Sequence[str], tensors: Mapping[str, Group], name: str) -> float:
+        key = (parents, name)
+        if key not in self._cosines:
+            self._cosines[key] = cosine_similarity(*tensors[name][0])
+        return self._cosines[key]
 
     def _place(self, parent: str | int) -> int:
-        names = list(self.recipe.parents)
+        names = list(self.parents)
         if parent in names:
             return names.index(str(parent))
         if isinstance(parent, int) and 0 <= parent < len(names):

@@ -16,7 +16,7 @@ from workbench.errors import ConfigError
 from workbench.merging.coefficients import tensor_settings
 from workbench.merging.mergekit_yaml import mergekit_names
 from workbench.merging.recipe import MergeRecipe
-from workbench.merging.sources import Parent, adopt_sources, float_tensors, load_sources
+from workbench.merging.sources import Parent, adopt_sources, load_sources
 from workbench.merging.weights import depth_positions
 from workbench.ops.merging import linear_mix
 from workbench.ops.rule_settings import RuleSettings
@@ -89,13 +89,12 @@ def recipe_parity(
     else:
         held = (recipe.base, base) if recipe.base and base is not None else None
         sources = adopt_sources(recipe.parents, models, held, None, device, recipe.dtype)
-    tensors = sources.tensors()
-    origins = {} if sources.base is None or recipe.base is None else float_tensors(sources.base[1])
+    tensors = sources.tensors(recipe.parents, recipe.base)
     worst, largest, scale = "", -1.0, 0.0
     for name, place in depth_positions(tensors).items():
-        settings, origin = tensor_settings(recipe, name, place), origins.get(name)
-        ours = merge_tensor(recipe.method, tensors[name], origin, settings)
-        theirs = (_by_mergekit if tool == "mergekit" else _by_peft)(recipe.method, tensors[name], origin, settings)
+        settings, (parts, origin) = tensor_settings(recipe, name, place), tensors[name]
+        ours = merge_tensor(recipe.method, parts, origin, settings)
+        theirs = (_by_mergekit if tool == "mergekit" else _by_peft)(recipe.method, parts, origin, settings)
         apart = float((ours.double() - theirs.double()).abs().max()) if ours.numel() else 0.0
         if not apart <= largest:
             worst, largest, scale = name, apart, float(theirs.abs().max())

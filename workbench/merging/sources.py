@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,8 +18,12 @@ from workbench.merging.parents import check_fit, place, weight_tensors
 from workbench.merging.recipe import DTYPES
 from workbench.merging.vocabulary import align_models
 from workbench.models import load_model
+from workbench.paths import adapter_folder
 
 Parent = PreTrainedModel | Delta
+
+Group = tuple[list[Tensor], Tensor | None]
+"""One tensor of each parent, and of the base where there is one; pristine, to be read only."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,17 +55,24 @@ class Sources:
         parent.apply_to(model)
         return model
 
-    def tensors(self) -> dict[str, list[Tensor]]:
-        """Return for every floating-point tensor what each parent has; adapters' are multiplied out, once, in float32.
+    @cached_property
+    def columns(self) -> dict[str, dict[str, Tensor]]:
+        """The floating-point tensors of each parent and of the base; adapters' are multiplied out, once, in float32.
 
         A tensor that an adapter does not change is the base's own.
         """
         before = {} if self.base is None else float_tensors(self.base[1])
-        columns = [
-            float_tensors(parent) if isinstance(parent, PreTrainedModel) else _moved(parent, before)
-            for parent in self.parents.values()
-        ]
-        return {name: [column[name] for column in columns] for name in float_tensors(self.first)}
+        own = {
+            name: float_tensors(parent) if isinstance(parent, PreTrainedModel) else _moved(parent, before)
+            for name, parent in self.parents.items()
+        }
+        return own | ({} if self.base is None else {self.base[0]: before})
+
+    def tensors(self, parents: Sequence[str], base: str | None) -> dict[str, Group]:
+        """Return for every floating-point tensor what these parents have, and what the base has, if one is named."""
+        origins = {} if base is None else self.columns[base]
+        names = self.columns[next(iter(self.parents))]
+        return {name: ([self.columns[parent][name] for parent in parents], origins.get(name)) for name in names}
 
 
 def float_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -100,7 +111,7 @@ def load_sources(
         MergeError: They do not fit each other.
         ConfigError: There is an adapter and no base.
     """
-    folders = {name: Path(name).expanduser() for name in names}
+    folders = {name: adapter_folder(name) for name in names}
     adapters = [name for name in names if (folders[name] / "adapter_config.json").is_file()]
     loaded = {
         name: load_model(name, device=device, dtype=dtype)

@@ -18,10 +18,10 @@ from workbench.merging.recipe import MergeRecipe
 from workbench.merging.rows import Part, row_model
 from workbench.ops.merging import linear_mix
 from workbench.ops.rule_settings import RuleSettings
-from workbench.ops.rules import ELEMENTWISE, merge_tensor
+from workbench.ops.rules import merge_tensor
 
-Key = tuple[str | None, int | None, RuleSettings | None]
-"""A component: a method whose merge it is, or none; the parent it is of, or all; the settings of the method."""
+Key = tuple[str | tuple[str, tuple[str, ...], str | None], int | None, RuleSettings | None]
+"""A component: a model's name; or a merge's method, parents and base, the parent it is of or all, and its settings."""
 
 
 class RatioSpectrum:
@@ -44,7 +44,7 @@ class RatioSpectrum:
     way, so it is not for `generate_batch` or `evaluate`.
 
     Args:
-        recipes: The recipes, of the same parents; or one recipe of two parents, whose ratio then runs.
+        recipes: The recipes, of the same models; or one recipe of two parents, whose ratio then runs.
         ratios: For one recipe: how many shares of the second parent from 0 to 1, or the shares themselves.
         live: A `LiveMerge` of these parents, whose parents are then shared; its own weights are neither read nor moved.
         models: As in `LiveMerge`, where no `live` is given.
@@ -161,40 +161,41 @@ def components(live: LiveMerge, recipes: Sequence[MergeRecipe]) -> dict[str, Par
         ConfigError: A recipe is for another number of layers.
         MergeError: A recipe has other parents, or its weights sum to 0 at a tensor.
     """
-    plain = [not recipe.rule.sparse and recipe.method not in ELEMENTWISE for recipe in recipes]
-    plans: list[Any] = [live.coefficients(r) if is_plain else live._plan(r) for r, is_plain in zip(recipes, plain)]
-    found = {}
-    for name, target in live._targets.items():
+    plans: list[Any] = [live.steps(r) if r.rule.entrywise else live.coefficients(r) for r in recipes]
+    names, found, targets = [*live.parents, live.base], {}, live.model.state_dict()
+    for name, (parts, origin) in live.tensors().items():
+        models: dict[Any, Any] = dict(zip(names, [*parts, origin]))
         sums = [_terms(recipe, plan[name]) for recipe, plan in zip(recipes, plans)]
-        keys = list(dict.fromkeys(key for terms in sums for key, c in terms.items() if c)) or [(None, 0, None)]
-        tensors = [_component(live, name, *key).to(target.dtype) for key in keys]
+        keys = list(dict.fromkeys(key for terms in sums for key, c in terms.items() if c)) or [(names[0], None, None)]
+        tensors = [_component(models, *key).to(targets[name].dtype) for key in keys]
         table = [[terms.get(key, 0.0) for key in keys] for terms in sums]
         found[name] = tensors, torch.tensor(table, dtype=torch.float64)
     return found
 
 
 def _terms(recipe: MergeRecipe, step: RuleSettings | tuple[float, ...]) -> dict[Key, float]:
-    """Return one tensor's components with their coefficients; the base's place is behind the parents'."""
+    """Return one tensor's components with their coefficients."""
+    what: Any = (recipe.method, recipe.parents, recipe.base)
     if not isinstance(step, RuleSettings):
-        return {(None, i, None): c for i, c in enumerate(step)}
+        return {(name, None, None): c for name, c in zip([*recipe.parents, str(recipe.base)], step)}
     count, like = len(step.weights), replace(step, lambda_=1.0)
-    terms: dict[Key, float] = {(recipe.method, None, like): step.lambda_}
+    terms: dict[Key, float] = {(what, None, like): step.lambda_}
     if recipe.rule.sparse and (not recipe.rule.elect or step.semantics != "mergekit"):
         # Masks and divisors are the same for all weights, so that every parent's part can be weighed afterwards.
         mix = linear_mix(step.weights, normalise=bool(step.normalise) and not recipe.rule.elect)
         like = replace(like, weights=(1.0,) * count)
-        terms = {(recipe.method, i, like): step.lambda_ * c for i, c in enumerate(mix.coefficients)}
+        terms = {(what, i, like): step.lambda_ * c for i, c in enumerate(mix.coefficients)}
     # Rounded, so that shares of sum 1 leave the base out.
-    return terms | {(None, count, None): round(1.0 - math.fsum(terms.values()), 12)}
+    return terms | {(str(recipe.base), None, None): round(1.0 - math.fsum(terms.values()), 12)}
 
 
-def _component(live: LiveMerge, name: str, method: str | None, place: int | None, settings: Any) -> Tensor:
-    origin = live._origins.get(name)
-    if method is None:
-        return [*live._sources[name], origin][place or 0]  # pyright: ignore[reportReturnType]
+def _component(models: Mapping[Any, Any], what: Any, place: int | None, settings: Any) -> Tensor:
+    if isinstance(what, str):
+        return models[what]
+    method, parents, base = what
     if place is not None:
         settings = replace(settings, weights=[float(i == place) for i in range(len(settings.weights))])
-    return merge_tensor(method, live._sources[name], origin, settings)
+    return merge_tensor(method, [models[name] for name in parents], models.get(base), settings)
 
 
 def spectrum_recipes(

@@ -27,6 +27,7 @@ class Rule:
         elect: A sign is elected at every entry, and only what agrees with it is merged.
         normalise: The method's habit where the settings leave it open.
         weighted: The method reads the weights.
+        entrywise: The method weighs every entry by itself, so that no tensor has one number for each parent.
         options: Fields of `RuleSettings` that the method reads besides weights, name and semantics.
     """
 
@@ -37,6 +38,7 @@ class Rule:
     elect: bool = False
     normalise: bool = False
     weighted: bool = True
+    entrywise: bool = False
     options: frozenset[str] = frozenset()
 
     @property
@@ -48,7 +50,7 @@ class Rule:
 def _task_vectors(trim: Trim, *, elect: bool = False, normalise: bool = False) -> Rule:
     extra = {"magnitude": {"threshold"}, "random": {"seed"}, "della": {"seed", "epsilon"}, "outliers": {"gamma"}}
     options = frozenset({"density", "lambda_", "normalise", "rescale"} | extra[trim])
-    return Rule(trim=trim, elect=elect, normalise=normalise, options=options)
+    return Rule(trim=trim, elect=elect, normalise=normalise, entrywise=True, options=options)
 
 
 RULES = {
@@ -66,9 +68,9 @@ RULES = {
     "breadcrumbs": _task_vectors("outliers"),
     "breadcrumbs_ties": _task_vectors("outliers", elect=True),
     "model_stock": Rule(fewest=2, weighted=False),
-    "sce": Rule(elect=True, weighted=False, options=frozenset({"select_topk"})),
-    "nearswap": Rule(most=1, weighted=False, options=frozenset({"t"})),
-    "arcee_fusion": Rule(most=1, weighted=False),
+    "sce": Rule(elect=True, weighted=False, entrywise=True, options=frozenset({"select_topk"})),
+    "nearswap": Rule(most=1, weighted=False, entrywise=True, options=frozenset({"t"})),
+    "arcee_fusion": Rule(most=1, weighted=False, entrywise=True),
 }
 """Every merge method by name."""
 

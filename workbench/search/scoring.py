@@ -145,7 +145,7 @@ def _description(task: Task) -> list[Any]:
 def _fingerprint(live: LiveMerge) -> str:
     """Digest the parents' weights, since a rebuilt model keeps its name, and what they read and write with."""
     digest = hashlib.blake2b(str(getattr(live.tokenizer, "chat_template", None)).encode())
-    for parent in range(len(live.recipe.parents)):
+    for parent in range(len(live.parents)):
         for name, tensor in live.parent(parent).state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
