@@ -1,0 +1,231 @@
+"""The pictures of a mixture of skills: weights by task, a search's path, what each skill adds, a gate's choices."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from workbench.adapters import set_skill_weights
+from workbench.curriculum.difficulty import difficulty
+from workbench.errors import ConfigError
+from workbench.records import RoutingTrace
+from workbench.routing.stats import over_seeds
+from workbench.views.curve_picture import curve_pictures
+from workbench.views.drawing import INK, LINE, SOFT
+from workbench.views.router_drawing import LESS, MORE, ROW, Panel, heat_map
+from workbench.views.skill_sliders import preset_weights
+
+COLUMNS = 12
+"""Most columns of a path's picture: more do not fit on a page."""
+
+
+def weights_panel(tasks: Mapping[str, Sequence[Any]]) -> Panel:
+    """Draw which skills each task takes.
+
+    Args:
+        tasks: Task to what was found for it, once for each seed: weights by skill, what `compose_skills` returned, or a
+            model with a static skill router.
+
+    Raises:
+        ConfigError: There is no task, or a task has no weights.
+    """
+    empty = [task for task, found in tasks.items() if not len(found)]
+    if not tasks or empty:
+        raise ConfigError(f"tasks without weights: {empty or 'all'}; give each task one set of weights for each seed")
+    found = {task: [preset_weights(weights) for weights in seeds] for task, seeds in tasks.items()}
+    skills = list(dict.fromkeys(skill for seeds in found.values() for weights in seeds for skill in weights))
+    cells = {
+        (skill, task): _mean([weights.get(skill, 0.0) for weights in seeds])
+        for task, seeds in found.items()
+        for skill in skills
+    }
+    values = np.array([[cells[skill, task][0] for task in found] for skill in skills])
+    marks = np.array([[_sure(*cells[skill, task][1:]) for task in found] for skill in skills])
+    columns = "; ".join(f"{i + 1} = {task} (n = {len(seeds)})" for i, (task, seeds) in enumerate(found.items()))
+    return Panel(
+        title="Which task takes which skill",
+        picture=heat_map(values, skills, [str(i + 1) for i in range(len(found))], marks=marks),
+        reading="a row is a skill, a column a task; blue adds the skill, orange takes it away. A star marks a weight "
+        "whose interval over seeds leaves out 0: the others may be chance, or a skill that another one replaces.",
+        about=f"columns: {columns}. n counts seeds; intervals are 95 % t-intervals over them, and stand in the table.",
+        head=["skill", *found],
+        rows=[[skill, *(_text(cells[skill, task], "+.2f") for task in found)] for skill in skills],
+    )
+
+
+def path_panels(trace: Sequence[Mapping[str, Any]], seed: int | None = None) -> list[Panel]:
+    """Draw the path of a search: the loss of every try with the best so far, and the weights of the best so far.
+
+    Args:
+        trace: Rows with `step`, `loss`, `penalised` and `weights`, such as `Composition.trace`; not empty.
+        seed: The search's seed, to say so.
+    """
+    best = np.minimum.accumulate([row["penalised"] for row in trace])
+    leading = [max(i for i in range(k + 1) if trace[i]["penalised"] == best[k]) for k in range(len(trace))]
+    lines = {
+        "this try": [(row["step"], row["penalised"]) for row in trace],
+        "best": [(row["step"], float(least)) for row, least in zip(trace, best)],
+    }
+    alone = {"answers": [(row["step"], row["loss"]) for row in trace]}
+    chosen = sorted({round(i * (len(trace) - 1) / (COLUMNS - 1)) for i in range(COLUMNS)})
+    skills = list(trace[0]["weights"])
+    values = np.array([[trace[leading[i]]["weights"][skill] for i in chosen] for skill in skills])
+    about = f"{len(trace)} tries, one search" + ("" if seed is None else f", seed {seed}") + ", so no interval."
+    return [
+        Panel(
+            title="The search, try by try",
+            picture=curve_pictures({"what is searched: loss + L1": lines, "loss (nats per answer token)": alone}),
+            reading="from left to right, tries go on. Each try is one set of weights; the best line only falls.",
+            about=about,
+            head=["step", "loss", "loss + L1", "best"],
+            rows=[
+                [row["step"], f"{row['loss']:.3f}", f"{row['penalised']:.3f}", f"{least:.3f}"]
+                for row, least in zip(trace, best)
+            ],
+        ),
+        Panel(
+            title="The weights of the best try so far",
+            picture=heat_map(values, skills, [str(trace[i]["step"]) for i in chosen]),
+            reading="a column is a step, a row a skill. Where a row stops changing, the search has settled on it.",
+            about=about,
+            head=["skill", *(trace[i]["step"] for i in chosen)],
+            rows=[[skill, *(f"{value:+.2f}" for value in row)] for skill, row in zip(skills, values)],
+        ),
+    ]
+
+
+def leave_one_out(model: Any, tokenizer: Any, examples: Any) -> dict[str, list[float]]:
+    """Return how much each example's loss rises when one skill is left out and the others keep their weights.
+
+    Args:
+        model: A model with a static skill router; its weights are put back at the end.
+        tokenizer: Its tokenizer.
+        examples: At least two examples, or rows with their columns.
+
+    Returns:
+        Skill, of those whose weight is not 0, to nats per answer token, one number for each example. Above 0, the skill
+        helps.
+    """
+    weights = preset_weights(model)
+
+    def losses() -> list[float]:
+        return difficulty(examples, "loss", model=model, tokenizer=tokenizer, progress=False)
+
+    whole, found = losses(), {}
+    try:
+        for skill in [skill for skill, weight in weights.items() if weight]:
+            set_skill_weights(model, weights | {skill: 0.0})
+            found[skill] = [without - full for without, full in zip(losses(), whole, strict=True)]
+    finally:
+        set_skill_weights(model, weights)
+    return found
+
+
+def leave_one_out_panel(rises: Mapping[str, Sequence[float]]) -> Panel:
+    """Draw what each skill adds.
+
+    Args:
+        rises: What `leave_one_out` returned.
+
+    Raises:
+        ConfigError: There is no skill, or fewer than two examples.
+    """
+    if not rises:
+        raise ConfigError("no skill has a weight other than 0, so none can be left out; set weights first")
+    means = {skill: _mean(rise, least=2) for skill, rise in rises.items()}
+    order = sorted(means, key=lambda skill: -means[skill][0])
+    return Panel(
+        title="What each skill adds: the rise of the loss without it",
+        picture=_bars([(skill, *means[skill]) for skill in order]),
+        reading="a bar to the right is a skill that is missed when it is left out, to the left one that does harm. "
+        "A star marks an interval that leaves out 0. Two skills that know the same cover for each other: both look "
+        "small.",
+        about=f"nats per answer token, n = {len(next(iter(rises.values())))} examples; the black line is the 95 % "
+        "t-interval over them, each compared with itself.",
+        head=["skill", "rise of the loss (95 % interval)"],
+        rows=[[skill, _text(means[skill], "+.3f")] for skill in order],
+    )
+
+
+def gate_panel(trace: RoutingTrace, skills: Sequence[str], prompts: Sequence[str] | None = None) -> Panel:
+    """Draw which skills a gate takes for each prompt, as the mean over its routers.
+
+    Args:
+        trace: What `capture_routing` recorded of a model whose skill router has an input gate.
+        skills: The router's skills, in its order.
+        prompts: What to call the documents; None numbers them.
+
+    Raises:
+        ConfigError: The trace is empty, or of routers with another number of experts.
+    """
+    if not len(trace):
+        raise ConfigError("the trace is empty; run the model within `with capture_routing(model) as trace:` first")
+    widths = {output.router_logits.shape[1] for output in trace.routers.values()}
+    if widths != {len(skills)}:
+        raise ConfigError(f"the routers choose among {sorted(widths)}, and {len(skills)} skills were named; name each")
+    documents = trace.tokens["document"].numpy()
+    count = int(documents.max()) + 1
+    values = np.zeros((len(skills), count))
+    for document in range(count):
+        first = int((documents == document).argmax())
+        for output in trace.routers.values():
+            chosen, weights = output.selected_experts[first].tolist(), output.routing_weights[first].tolist()
+            values[chosen, document] += np.array(weights) / len(trace.routers)
+    named = [" ".join(text.split()) for text in prompts or map(str, range(1, count + 1))]
+    return Panel(
+        title="What the gate takes for each prompt",
+        picture=heat_map(values, skills, [str(i + 1) for i in range(count)]),
+        reading="a column is a prompt, a row a skill; the gate reads the whole prompt once and then keeps its choice. "
+        "Columns that look alike are a gate that does not care what is asked.",
+        about="columns: " + "; ".join(f"{i + 1} = {text[:60]}" for i, text in enumerate(named)) + f". One gate, "
+        f"n = {count} prompts: no interval.",
+        head=["skill", *(str(i + 1) for i in range(count))],
+        rows=[[skill, *(f"{value:+.2f}" for value in row)] for skill, row in zip(skills, values)],
+    )
+
+
+def _mean(values: Sequence[float], least: int = 1) -> tuple[float, float, float]:
+    """Return mean and 95 % t-interval, NaN ends for a single value."""
+    if len(values) < max(2, least):
+        if least > 1:
+            raise ConfigError(f"{len(values)} example gives no interval; measure at least {least}")
+        return float(np.mean(values)), math.nan, math.nan
+    one = over_seeds(list(values))
+    return float(one.value), float(one.low), float(one.high)
+
+
+def _sure(low: float, high: float) -> bool:
+    return low > 0 or high < 0
+
+
+def _text(mean: tuple[float, float, float], form: str) -> str:
+    value, low, high = (f"{number:{form}}" for number in mean)
+    return value if math.isnan(mean[1]) else f"{value} ({low} to {high})"
+
+
+def _bars(rows: Sequence[tuple[str, float, float, float]]) -> str:
+    """Return an SVG with a bar from 0 and an interval for each row."""
+    left, width = 20 + 7 * max(len(name) for name, *_ in rows), 360
+    low, high = min(0.0, *(row[2] for row in rows)), max(0.0, *(row[3] for row in rows))
+    scale = width / ((high - low) or 1.0)
+    zero, height = left - scale * low, 8 + ROW * len(rows)
+    parts = [f'<line x1="{zero:.1f}" x2="{zero:.1f}" y1="2" y2="{height}" stroke="{SOFT}"/>']
+    for i, (name, value, *ends) in enumerate(rows):
+        y, ends = 6 + ROW * i, [left + scale * (end - low) for end in ends]
+        x, length = zero + min(0.0, scale * value), scale * abs(value)
+        colour = MORE if value >= 0 else LESS
+        parts += [
+            f'<text x="{left - 8}" y="{y + 15}" text-anchor="end" fill="{INK}">{html.escape(name)}</text>',
+            f'<rect x="{x:.1f}" y="{y}" width="{length:.1f}" height="{ROW - 6}" fill="{colour}" fill-opacity="0.5" '
+            f'stroke="{LINE}"/>',
+            f'<line x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{y + 10}" y2="{y + 10}" stroke="{INK}"/>',
+            f'<text x="{left + width + 10}" y="{y + 15}" fill="{INK}">{value:+.3f}{"*" if _sure(*rows[i][2:]) else ""}'
+            "</text>",
+        ]
+    size = f'viewBox="0 0 {left + width + 70} {height}" width="{left + width + 70}"'
+    font = 'font-family="system-ui, sans-serif" font-size="12" aria-hidden="true"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}>{"".join(parts)}</svg>'
