@@ -7,7 +7,7 @@ import json
 import math
 import os
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,22 @@ class Example:
 
 EXAMPLE_COLUMNS = ("id", "skill", "stage", "split", "context", "query", "choices", "answer", "source", "meta")
 assert set(EXAMPLE_COLUMNS) == {f.name for f in fields(Example)}
+
+Rows = Iterable[Example] | Iterable[Mapping[str, Any]]
+"""Examples, or rows with their columns, such as a `datasets.Dataset` from `load_examples`."""
+
+
+def example_of(row: Mapping[str, Any]) -> Example:
+    """Return a row with the example columns as a record; other columns are left aside."""
+    values = {f.name: row[f.name] for f in fields(Example) if row.get(f.name) is not None}
+    if "choices" in values:
+        values["choices"] = tuple(values["choices"])
+    return Example(**values)
+
+
+def records(rows: Rows) -> list[Example]:
+    """Return examples, or rows with their columns, as records."""
+    return [row if isinstance(row, Example) else example_of(row) for row in rows]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from workbench.curriculum.memory import refuse_held_out
 from workbench.errors import ConfigError
-from workbench.records import Example
-
-Rows = Iterable[Example] | Iterable[Mapping[str, Any]]
+from workbench.records import Example, Rows, records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,15 +133,3 @@ class StagePlan:
     lr: float | None
     done: Callable[[list[dict[str, Any]]], bool] | None
     shuffle: bool = False
-
-
-def records(rows: Rows) -> list[Example]:
-    """Return examples, or rows with their columns, as records; other columns are left aside."""
-    return [row if isinstance(row, Example) else _example(row) for row in rows]
-
-
-def _example(row: Mapping[str, Any]) -> Example:
-    values: dict[str, Any] = {f.name: row[f.name] for f in fields(Example) if row.get(f.name) is not None}
-    if "choices" in values:
-        values["choices"] = tuple(values["choices"])
-    return Example(**values)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from workbench.data import load_examples
 from workbench.errors import ConfigError
 from workbench.evaluation.metrics import known_metric
-from workbench.records import Example
+from workbench.records import Example, Rows, records
+from workbench.records import example_of as example_of
 
 CLASSROOM: dict[str, tuple[str, str]] = {
     "question_answering": ("clinical", "exact_match"),
@@ -42,8 +42,6 @@ CLASSROOM: dict[str, tuple[str, str]] = {
 }
 """Task of the classroom to its group and metric."""
 
-Rows = Iterable[Example] | Iterable[Mapping[str, Any]]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -69,7 +67,7 @@ class Task:
     max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        examples = tuple(row if isinstance(row, Example) else example_of(row) for row in self.examples)
+        examples = tuple(records(self.examples))
         if not examples:
             raise ConfigError(
                 f"task {self.name!r} has no example; a task needs at least one: look at its file and split"
@@ -88,14 +86,6 @@ class Task:
 
 
 Suite = str | Mapping[str, Rows] | Sequence[Task]
-
-
-def example_of(row: Mapping[str, Any]) -> Example:
-    """Return a row with the example columns as a record; other columns are left aside."""
-    values = {f.name: row[f.name] for f in fields(Example) if row.get(f.name) is not None}
-    if "choices" in values:
-        values["choices"] = tuple(values["choices"])
-    return Example(**values)
 
 
 def resolve(
@@ -145,7 +135,7 @@ def _named(suite: Suite, split: str, wanted: set[str] | None) -> list[Task]:
 
 
 def _classroom_tasks(names: Sequence[str], split: str, *, everything: bool) -> list[Task]:
-    found = {name: [example_of(row) for row in load_examples(f"classroom/{name}").to_list()] for name in names}
+    found = {name: records(load_examples(f"classroom/{name}").to_list()) for name in names}
     kept = {name: [row for row in rows if row.split == split] for name, rows in found.items()}
     lacking = [name for name in names if not kept[name]]
     if lacking and not (everything and len(lacking) < len(names)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,8 @@ from datasets import Dataset
 from torch import Tensor
 
 from workbench.errors import ConfigError, DataError, WorkbenchWarning
-from workbench.evaluation.suites import example_of
 from workbench.generation import context_length, encode_prompt
-from workbench.records import Example
+from workbench.records import Rows, records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,7 @@ class Encoded:
 def encode(
     model: Any,
     tokenizer: Any,
-    examples: Iterable[Example] | Iterable[Mapping[str, Any]],
+    examples: Rows,
     *,
     max_length: int | None = None,
     too_long: str = "error",
@@ -59,30 +58,30 @@ def encode(
         ConfigError: `max_length` exceeds the model's context.
     """
     limit = _limit(model, max_length)
-    records = [row if isinstance(row, Example) else example_of(row) for row in examples]
-    if not records:
+    rows = records(examples)
+    if not rows:
         raise DataError(f"{name} is empty; training needs at least one example: look at its file, split and filters")
-    lacking = [record.id for record in records if not record.answer.strip()]
+    lacking = [record.id for record in rows if not record.answer.strip()]
     if lacking:
         raise DataError(
-            f"{len(lacking)} of {len(records)} {name} have no answer, e.g. {shown(lacking)}; only answers are trained "
+            f"{len(lacking)} of {len(rows)} {name} have no answer, e.g. {shown(lacking)}; only answers are trained "
             "on, so give them one or filter them out"
         )
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    prompts = [encode_prompt(tokenizer, record.prompt()) for record in records]
-    answers = tokenizer([record.answer for record in records], add_special_tokens=False, verbose=False)["input_ids"]
+    prompts = [encode_prompt(tokenizer, record.prompt()) for record in rows]
+    answers = tokenizer([record.answer for record in rows], add_special_tokens=False, verbose=False)["input_ids"]
     sizes = [len(prompt) + len(answer) + len(end) for prompt, answer in zip(prompts, answers, strict=True)]
     kept = [i for i, size in enumerate(sizes) if limit is None or size <= limit]
-    dropped = tuple(record.id for record, size in zip(records, sizes) if limit is not None and size > limit)
+    dropped = tuple(record.id for record, size in zip(rows, sizes) if limit is not None and size > limit)
     if dropped:
-        _tell_too_long(name, dropped, len(records), max(sizes), limit, drop=too_long == "drop" and bool(kept))
+        _tell_too_long(name, dropped, len(rows), max(sizes), limit, drop=too_long == "drop" and bool(kept))
     columns = {
         "input_ids": [[*prompts[i], *answers[i], *end] for i in kept],
         "start": [len(prompts[i]) for i in kept],
         "row": list(range(len(kept))),
     }
     digest = hashlib.sha256(repr((columns["input_ids"], columns["start"])).encode()).hexdigest()
-    ids = tuple(records[i].id for i in kept)
+    ids = tuple(rows[i].id for i in kept)
     return Encoded(data=Dataset.from_dict(columns), ids=ids, dropped=dropped, digest=digest)
 
 
