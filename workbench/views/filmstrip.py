@@ -17,7 +17,6 @@ from transformers.generation.streamers import BaseStreamer
 
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.generation import context_length, encode_prompt
-from workbench.merging.weights import Filters
 from workbench.views.answers import NOTICE, short_names
 from workbench.views.controls import STATIC
 from workbench.views.forms import button, field, status_line
@@ -119,7 +118,7 @@ class Filmstrip(PromptView, widgets.VBox):
         if not isinstance(job, Job):
             if self.on_pick is not None:
                 self.on_pick(job)
-            self._tell(f"Chosen: {_in_words(job)}")
+            self._tell(f"Chosen: {recipe_line(job)}")
             return
         started = time.perf_counter()
         texts = write_rows(
@@ -297,12 +296,4 @@ def row_labels(spectrum: Any) -> list[str]:
     """Return a label for each row, in the words of `row_title`."""
     if row_title(spectrum) != "recipe":
         return [f"{ratio:.2f}" for ratio in spectrum.ratios]
-    return [_in_words(recipe) for recipe in spectrum.recipes]
-
-
-def _in_words(recipe: Any) -> str:
-    if any(isinstance(weight, Filters) for weight in recipe.weights):
-        return f"{recipe.method}: weights by kind of module"
-    changed = {name: getattr(recipe, name) for name in ("density", "lambda_") if getattr(recipe, name) is not None}
-    settings = "".join(f", {name.rstrip('_')} {value}" for name, value in changed.items())
-    return recipe_line(recipe, short_names(recipe.parents)) + settings
+    return [recipe_line(recipe) for recipe in spectrum.recipes]

@@ -15,12 +15,12 @@ import pandas as pd
 
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.merging.recipe import METHODS, options_of
-from workbench.merging.weights import mean_of
 from workbench.views.answers import NOTICE, fallback_table, short_names
 from workbench.views.blend_chart import BlendChart, nearest_scores
-from workbench.views.controls import BlendWeights, CopyBox, DepthCurve, Setting
+from workbench.views.controls import BlendWeights, CopyBox, DepthCurve
 from workbench.views.forms import box, button, field, status_line
 from workbench.views.front import about_line, check_parents, curves, method_of
+from workbench.views.merge_settings import MergeSettings
 from workbench.views.panes import AnswerPanes
 from workbench.views.preview import Preview, Request
 from workbench.views.recipe_table import recipe_line, recipe_table, start_weights, yaml_text
@@ -73,7 +73,7 @@ class MergeSliders(PromptView, widgets.VBox):
     ) -> None:
         _check(live.recipe, max_new_tokens, step)
         self.live, self.recipe, self.front = live, live.recipe, front
-        self.names = short_names(self.recipe.parents)
+        self.names = short_names(live.parents)
         self._guard = threading.RLock()
         self._request: Request | None = None
         self._error = ""
@@ -82,7 +82,7 @@ class MergeSliders(PromptView, widgets.VBox):
         self._prompt.value = prompt if prompt is not None else next(iter(examples.values()), DEFAULT_PROMPT)
         self._make_chart()
         self._make_tools()
-        self.panes = AnswerPanes(self.recipe.parents, self.names)
+        self.panes = AnswerPanes(live.parents, self.names)
         self._status = widgets.HTML(status_line("Starting …"))
         super().__init__(children=self._layout())
         self.add_class("wb-view")
@@ -125,13 +125,9 @@ class MergeSliders(PromptView, widgets.VBox):
         self.curves = [DepthCurve(label, curve, step=step) for label, curve in zip(labels, points)]
         curved = any(not isinstance(weight, float) for weight in self.recipe.weights)
         self.curved = widgets.Checkbox(value=curved, description="A curve over depth", indent=False)
+        self.settings = MergeSettings(self.recipe)
         methods = [method for method in METHODS if method == self.recipe.method or self._allows(method)]
         self.method = field(widgets.Dropdown(options=methods, value=self.recipe.method, description="Method"))
-        density, factor = mean_of(self.recipe.density or 1.0), mean_of(self.recipe.lambda_ or 1.0)
-        self.settings = {
-            "density": Setting("Density: share of each change that is kept", density, step=step),
-            "lambda_": Setting("Lambda: factor of the merged change", factor, most=2.0, step=step),
-        }
         self._prompt = field(widgets.Textarea(description="Prompt", continuous_update=False, rows=3), grow=True)
         options = [("choose …", ""), *((_shorten(name), text) for name, text in examples.items())]
         self._picker = field(widgets.Dropdown(options=options, value="", description="Example prompts"))
@@ -143,7 +139,7 @@ class MergeSliders(PromptView, widgets.VBox):
             return
         if len(self.names) != 2:
             raise ConfigError(f"front belongs to two parents, and there are {len(self.names)}; leave front out")
-        check_parents(self.front, self.recipe.parents)
+        check_parents(self.front, self.live.parents)
         self._measured = method_of(self.front) or self.recipe.method
         self.chart = BlendChart(self.front, label=self._label)
         self.chart.position = self.weights.position
@@ -162,7 +158,7 @@ class MergeSliders(PromptView, widgets.VBox):
     def _layout(self) -> list[widgets.Widget]:
         title = f"<h3>A blend of {html.escape(' and '.join([', '.join(self.names[:-1]), self.names[-1]]))}</h3>"
         self._curve_box = box(self.curves, "wb-curves")
-        settings = box([box([self.method, self.curved], "wb-row"), *self.settings.values()])
+        settings = box([box([self.method, self.curved], "wb-row"), self.settings])
         asking = [self._prompt, box([self._picker, self._ask], "wb-side")]
         rows: list[widgets.Widget] = [
             widgets.HTML(f'{title}<p class="wb-note">{HOW_TO_READ}</p>'),
@@ -184,7 +180,7 @@ class MergeSliders(PromptView, widgets.VBox):
         return [*rows, box(tools, "wb-tools"), widgets.HTML(f'<p class="wb-note">{NOTICE}</p>')]
 
     def _connect(self) -> None:
-        for part in (self.weights, *self.curves, *self.settings.values()):
+        for part in (self.weights, *self.curves, *self.settings.sliders.values()):
             part.observe(self._recompose, "chosen")
         self.curved.observe(self._toggle_curve, "value")
         self.method.observe(self._recompose, "value")
@@ -209,19 +205,23 @@ class MergeSliders(PromptView, widgets.VBox):
 
     def _read_recipe(self, moved: Any) -> Any:
         method = self.method.value
-        changes: dict[str, Any] = {"weights": self._read_weights()} if METHODS[method].weighted else {}
-        for name, slider in self.settings.items():
-            # One that nobody moved leaves curves and numbers for single parents as they are.
-            if name in options_of(method) and (slider is moved or getattr(self.recipe, name) is None):
-                changes[name] = slider.chosen
-        return self.recipe.with_method(method, **self._base_for(method), **changes)
+        weights = {"weights": self._read_weights()} if METHODS[method].weighted else {}
+        return self._under(method, moved, **weights)
 
-    def _base_for(self, method: str) -> dict[str, Any]:
-        return {"base": self.live.base} if "base" in options_of(method) else {}
+    def _under(self, method: str, moved: Any = None, **changes: Any) -> Any:
+        """The recipe under a method; one for a single parent puts the second of two into the first."""
+        first, *others = self.live.parents
+        if METHODS[method].most == 1 and len(others) == 1:
+            changes |= {"parents": others, "base": first}
+        else:
+            changes |= {"parents": self.live.parents} | (
+                {"base": self.live.base} if "base" in options_of(method) else {}
+            )
+        return self.recipe.with_method(method, **self.settings.read(self.recipe, method, moved), **changes)
 
     def _allows(self, method: str) -> bool:
         try:
-            self.recipe.with_method(method, **self._base_for(method))
+            self._under(method)
         except ConfigError:
             return False
         return True
@@ -312,10 +312,9 @@ class MergeSliders(PromptView, widgets.VBox):
         curved = self.curved.value and weighted
         self._curve_box.layout.display = "" if curved else "none"
         self.weights.disabled = curved or not weighted
-        for name, slider in self.settings.items():
-            slider.layout.display = "" if name in options_of(method) else "none"
+        self.settings.show(method)
         self._yaml.text = self._yaml_text(absolute=False)
-        self._table.value = recipe_table(self.recipe, self.names, self.live.model)
+        self._table.value = recipe_table(self.recipe, self.live.model)
         if self.chart is None:
             return
         if curved:
@@ -331,10 +330,10 @@ class MergeSliders(PromptView, widgets.VBox):
         bundle: Any = super()._repr_mimebundle_(**kwargs)
         scores = "" if self.front is None else nearest_scores(self.front, self.weights.position, label=self._label)
         bundle["text/html"] = fallback_table(
-            recipe=recipe_line(self.recipe, self.names),
+            recipe=recipe_line(self.recipe),
             prompt=self.prompt,
             blend=self._error or self.panes.answers.get(None, ""),
-            answers={name: self.panes.answers.get(parent) for name, parent in zip(self.names, self.recipe.parents)},
+            answers={name: self.panes.answers.get(parent) for name, parent in zip(self.names, self.live.parents)},
             scores=scores,
         )
         return bundle

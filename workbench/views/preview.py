@@ -60,7 +60,7 @@ class Preview:
         with self.live.generation() as moved:
             if self.live.recipe != request.recipe or not self._write(None, self.live.model, request, (stop, moved)):
                 return False
-        return all(self._answer(parent, request, stop) for parent in request.recipe.parents)
+        return all(self._answer(parent, request, stop) for parent in self.live.parents)
 
     def _answer(self, parent: str, request: Request, stop: threading.Event) -> bool:
         kept = self._kept.get((parent, request.prompt))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from workbench.errors import ConfigError, WorkbenchError
-from workbench.merging.weights import depth_positions
+from workbench.merging.recipe import SHARED
+from workbench.merging.weights import Filters, depth_positions
+from workbench.views.answers import short_names
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
@@ -49,10 +50,17 @@ def yaml_text(recipe: Any, *, absolute: bool) -> str:
         return f"# {error}"
 
 
-def recipe_line(recipe: Any, names: Sequence[str]) -> str:
-    """Return the recipe in one line, as `linear: instruct 0.60, clinical 0.40`."""
-    parts = [f"{name} {_weight_text(weight)}" for name, weight in zip(names, recipe.weights)]
-    return f"{recipe.method}: {', '.join(parts)}"
+def recipe_line(recipe: Any) -> str:
+    """Return the recipe in one line, as `ties: instruct 0.60, clinical 0.40, density 0.5`."""
+    names = short_names(recipe.parents)
+    if any(isinstance(weight, Filters) for weight in recipe.weights):
+        names = ["weights by kind of module"]
+    elif recipe.rule.weighted:
+        names = [f"{name} {_text(weight)}" for name, weight in zip(names, recipe.weights)]
+    into = f" into {short_names([recipe.base])[0]}" if recipe.rule.most == 1 else ""
+    told = {name: getattr(recipe, name) for name in ("density", *SHARED)}
+    settings = [f", {name.rstrip('_')} {_text(value, 'g')}" for name, value in told.items() if value is not None]
+    return f"{recipe.method}: {', '.join(names)}{into}{''.join(settings)}"
 
 
 def layer_shares(recipe: Any, model: Any) -> list[tuple[str, list[float]]]:
@@ -73,9 +81,11 @@ def layer_shares(recipe: Any, model: Any) -> list[tuple[str, list[float]]]:
     return list(rows.items())
 
 
-def recipe_table(recipe: Any, names: Sequence[str], model: Any) -> str:
-    """Return the shares of every layer as an HTML table."""
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
+def recipe_table(recipe: Any, model: Any) -> str:
+    """Return the shares of every layer as an HTML table, or a line where the method reads no weights."""
+    if not recipe.rule.weighted:
+        return f'<p class="wb-note">{recipe.method} reads no weights: the models themselves decide the shares.</p>'
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in short_names(recipe.parents))
     body = "".join(
         f'<tr><th scope="row">{part}</th>{"".join(f"<td>{share:.2f}</td>" for share in shares)}</tr>'
         for part, shares in layer_shares(recipe, model)
@@ -86,7 +96,10 @@ def recipe_table(recipe: Any, names: Sequence[str], model: Any) -> str:
     )
 
 
-def _weight_text(weight: Any) -> str:
-    if isinstance(weight, (int, float)):
-        return f"{weight:.2f}"
-    return "[" + ", ".join(f"{value:.2f}" for value in weight) + "]"
+def _text(value: Any, style: str = ".2f") -> str:
+    if isinstance(value, Filters):
+        return "by kind of module"
+    if not isinstance(value, tuple):
+        return format(value, style)
+    alike = style == "g" and len(set(value)) == 1
+    return _text(value[0], style) if alike else f"[{', '.join(_text(part, style) for part in value)}]"

@@ -5,6 +5,8 @@ function render({ model, el }) {
   const label = document.createElement("span");
   const input = document.createElement("input");
   const shown = document.createElement("span");
+  // As many places as one step needs.
+  const places = Math.max(2, Math.ceil(-Math.log10(model.get("step"))));
   let timer;
 
   el.classList.add("wb-weights", "wb-weights-many");
@@ -25,8 +27,8 @@ function render({ model, el }) {
     if (Number(input.value) !== value) input.value = value;
     input.style.setProperty("--wb-fill", `${(100 * value) / model.get("most")}%`);
     input.setAttribute("aria-valuenow", String(Number(value.toFixed(4))));
-    input.setAttribute("aria-valuetext", value.toFixed(2));
-    shown.textContent = value.toFixed(2);
+    input.setAttribute("aria-valuetext", value.toFixed(places));
+    shown.textContent = value.toFixed(places);
   };
   const choose = () => {
     clearTimeout(timer);
