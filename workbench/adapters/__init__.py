@@ -13,12 +13,20 @@ from workbench.adapters.lora_moe.model import LoraMoeModel
 from workbench.adapters.skill_router.bank import SkillBank
 from workbench.adapters.skill_router.config import METHOD as SKILL_ROUTER
 from workbench.adapters.skill_router.config import SkillRouterConfig
-from workbench.adapters.skill_router.model import SkillRouterModel, set_skill_weights, skill_weights
+from workbench.adapters.skill_router.layer import SkillRouterLayer
+from workbench.adapters.skill_router.model import (
+    SkillRouterModel,
+    add_skill,
+    set_skill_weights,
+    skill_losses,
+    skill_weights,
+)
 
 __all__ = [
     "LoraMoeConfig",
     "SkillBank",
     "SkillRouterConfig",
+    "add_skill",
     "auxiliary_losses",
     "keep_sequences",
     "set_skill_weights",
@@ -37,9 +45,10 @@ def auxiliary_losses(model: torch.nn.Module) -> dict[str, Tensor]:
 
     Returns:
         Name to float32 scalar, each already multiplied by its coefficient: `balance`, `z` and `contrastive` for LoRA
-        mixtures. Empty where no active adapter has such a loss, and after a forward in evaluation mode.
+        mixtures, `l1` for skill routers. Empty where no active adapter has such a loss, and after a forward in
+        evaluation mode.
     """
-    return routing_losses(model)
+    return routing_losses(model) | skill_losses(model)
 
 
 def keep_sequences(model: torch.nn.Module, rows: Tensor) -> None:
@@ -53,5 +62,5 @@ def keep_sequences(model: torch.nn.Module, rows: Tensor) -> None:
         rows: Indices of the sequences, in their new order.
     """
     for module in model.modules():
-        if isinstance(module, LoraMoeLayer):
+        if isinstance(module, LoraMoeLayer | SkillRouterLayer):
             module.keep_sequences(rows)

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from workbench.adapters.lora_moe.losses import Fleeting
+from workbench.adapters.lora_moe.router import Batch
 from workbench.adapters.skill_router.bank import BankLayer
 from workbench.adapters.skill_router.config import SkillRouterConfig
-from workbench.adapters.skill_router.router import SkillWeights
+from workbench.adapters.skill_router.router import InputGate, SkillWeights
 from workbench.deltas.terms import Factors, total, wide
-from workbench.errors import MergeError
+from workbench.errors import ConfigError, MergeError, ModelError
 
 
 class SkillRouterLayer(nn.Module, BaseTunerLayer):
@@ -26,14 +28,16 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
 
     Args:
         base_layer: `nn.Linear` (quantised ones, too) or transformers' `Conv1D`.
+        batch: What the layers of the model know of the batch.
     """
 
     adapter_layer_names = ("skill_router_gate",)
     other_param_names = ("skill_router_A", "skill_router_B", "settings", "leaders", "owners")
 
-    def __init__(self, base_layer: nn.Module):
+    def __init__(self, base_layer: nn.Module, batch: Batch):
         super().__init__()
         self.base_layer = base_layer
+        self.batch, self.routes, self.prompts = batch, Fleeting(), Fleeting()
         self.skill_router_A, self.skill_router_B = BufferDict(persistent=True), BufferDict(persistent=True)
         self.skill_router_gate = nn.ModuleDict()
         self.settings: dict[str, SkillRouterConfig] = {}
@@ -47,7 +51,11 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
         self.settings[name], self.leaders[name] = config, leader
         self.put_bank(name, bank)
         if leader is self:
-            self.skill_router_gate[name] = SkillWeights(config.start(), config.constraint == "softmax")
+            softmax = config.constraint == "softmax"
+            gate = SkillWeights(config.start(), softmax)
+            if config.gate == "input":
+                gate = InputGate(bank.A.shape[1], config.start(), softmax)
+            self.skill_router_gate[name] = gate if gate.weight.is_meta else gate.to(self.skill_router_A[name].device)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def put_bank(self, name: str, bank: BankLayer) -> None:
@@ -57,6 +65,13 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
         skills = torch.arange(len(bank.ranks)).repeat_interleave(torch.tensor(bank.ranks))
         self.owners[name] = skills.to(device)
 
+    def to_base_dtype(self, name: str) -> None:
+        """Bring an adapter's matrices to the wrapped layer's format, where that is a floating-point one."""
+        weight = self.get_base_layer().weight
+        for part in (self.skill_router_A, self.skill_router_B):
+            if name in part and weight.is_floating_point():
+                part[name] = part[name].to(weight.dtype)
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return W x + sum_s w_s Delta_s x, `(..., out)`, in the dtype of the wrapped layer's output."""
         if self.disable_adapters and self.merged:
@@ -64,6 +79,8 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
         result = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
             return result
+        if torch._C._current_graph_task_id() == -1:  # not within a backward, where checkpointing recomputes
+            self.prompts.clear()
         for name in self.active_adapters:
             if name in self.skill_router_A:
                 result = self._add(result, x, name)
@@ -71,20 +88,71 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
 
     def _add(self, result: Tensor, x: Tensor, name: str) -> Tensor:
         down, up = self.skill_router_A[name], self.skill_router_B[name]
-        hidden = linear(self._cast_input_dtype(x, down.dtype), down)
-        hidden = hidden * self.by_rank(name).to(hidden.dtype)
+        x = self._cast_input_dtype(x, down.dtype)
+        hidden = linear(x, down)
+        if self.settings[name].gate == "input":
+            weights = self._spread(self._route(x, name), name).to(hidden.dtype)
+            hidden = (hidden.reshape(len(weights), -1, hidden.shape[-1]) * weights[:, None]).view(hidden.shape)
+        else:
+            hidden = hidden * self.by_rank(name).to(hidden.dtype)
         if result.dtype == hidden.dtype == up.dtype:
             return torch.addmm(result.flatten(0, -2), hidden.flatten(0, -2), up.t()).view(result.shape)
         return (result + linear(hidden, up)).to(result.dtype)
 
     def by_rank(self, name: str) -> Tensor:
-        """Return the weight of each of the R ranks, that of its skill, `(R,)`."""
-        gate = cast(SkillWeights, self.leaders[name].skill_router_gate[name])
-        weights, owners = gate(), self.owners[name]
-        if owners.device != self.skill_router_A[name].device:
+        """Return, of a static router, the weight of each of the R ranks: that of its skill, `(R,)`."""
+        return self._spread(cast(SkillWeights, self.leaders[name].skill_router_gate[name])(), name)
+
+    def _spread(self, weights: Tensor, name: str) -> Tensor:
+        """Return weights of skills `(..., S)` as those of their ranks, `(..., R)`."""
+        owners, device = self.owners[name], self.skill_router_A[name].device
+        if owners.device != device:
             with torch.inference_mode(False):  # it outlives the forward that moves it
-                owners = self.owners[name] = owners.to(self.skill_router_A[name].device)
-        return weights.to(owners.device)[owners]
+                owners = self.owners[name] = owners.to(device)
+        return weights.to(device)[..., owners]
+
+    def _route(self, x: Tensor, name: str) -> Tensor:
+        """Return the weights `(B, S)` of each sequence: those that stand already, or the gate's answer to x."""
+        leader = self.leaders[name]
+        if leader is not self:
+            if name not in leader.routes:
+                raise ModelError(
+                    f"the gate of adapter {name!r} reads what the first layer with skills is given, but another layer "
+                    "ran before it. Use gate='static' for this model."
+                )
+            return leader.routes[name]
+        if self.batch.continuing and name in self.routes:
+            if len(self.routes[name]) != len(x):
+                raise ModelError(
+                    f"the gate read the prompts of {len(self.routes[name])} sequences and {len(x)} are continued; a "
+                    "sequence keeps its prompt's weights. Keep the batch as it was, or tell which sequences stay by "
+                    "workbench.adapters.keep_sequences."
+                )
+            return self.routes[name]
+        means = self.batch.prompt_mean(x if x.dim() == 3 else x.reshape(1, -1, x.shape[-1]))
+        output = cast(InputGate, self.skill_router_gate[name])(means)
+        weights = torch.zeros_like(output.router_logits).scatter(1, output.selected_experts, output.routing_weights)
+        self.routes[name] = weights
+        if self.training and torch._C._current_graph_task_id() == -1:
+            self.prompts[name] = weights
+        return weights
+
+    def keep_sequences(self, rows: Tensor) -> None:
+        """Keep the weights of these sequences only, in this order."""
+        for name, weights in self.routes.items():
+            self.routes[name] = weights[rows]
+
+    def penalties(self) -> list[Tensor]:
+        """Return l1_coef * mean |w| of each active adapter that learns its weights here, in training."""
+        found = []
+        for name, gate in self.skill_router_gate.items():
+            learns = self.training and not self.disable_adapters and name in self.active_adapters
+            if not learns or gate.softmax or not gate.weight.requires_grad or not self.settings[name].l1_coef:
+                continue
+            weights = gate() if isinstance(gate, SkillWeights) else self.prompts.get(name)
+            if weights is not None:
+                found.append(self.settings[name].l1_coef * weights.abs().mean())
+        return found
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -92,6 +160,11 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.skill_router_A]
         if not names:
             return
+        if any(self.settings[name].gate == "input" for name in names):
+            raise ConfigError(
+                "skills behind a gate cannot be merged into weights: what they add depends on the prompt. Keep the "
+                "adapter beside the model (save_pretrained), or take it off with unload()."
+            )
         weight = self.get_base_layer().weight
         if not weight.is_floating_point():
             raise MergeError(
