@@ -6,8 +6,8 @@
 
 Every arm sees the same number of examples in three tiers: general (instructions, general knowledge), broad (facts asked
 in several forms), and specialist, ICFT's three tasks: question answering, preference classification, response
-generation, in forms that the base has not mastered. First each arm gets the same `--trials` settings, each learning rate as
-often as the others, scored on validation; then its best one is trained with `--seeds` seeds and scored
+generation, in forms that the base has not mastered. First each arm gets the same `--trials` settings, each
+learning rate as often as the others, scored on validation; then its best one is trained with `--seeds` seeds and scored
 on test after each stage. A cell that is done is never done again. The table gives each arm's means and its paired
 difference to the first arm, with the 95 % t-interval.
 """
