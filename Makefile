@@ -9,7 +9,7 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 STILL := $(foreach kind,text/html text/markdown image/svg+xml image/png text/plain,--NbConvertBase.display_data_priority=$(kind))
 QUIET_LAB := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --ServerApp.ip=127.0.0.1
 
-.PHONY: help lab test test-slow lint types notebooks tour classroom bench clean
+.PHONY: help lab test test-slow lint types notebooks tour classroom skills bench clean
 help:            ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -55,6 +55,9 @@ tour: $(VENV)/.lab ## run all notebooks headless and write HTML to out/tour
 classroom: $(VENV)/.lab ## rebuild the classroom data and its three models (at most 30 minutes; SEED=0)
 	$(BIN)/python -m workbench.classroom data
 	$(BIN)/python -m workbench.classroom models --seed $(SEED)
+
+skills: $(VENV)/.lab ## rebuild the twelve skills of the base (at most 12 minutes; goes on where it was ended; SEED=0)
+	$(BIN)/python -m workbench.classroom skills --seed $(SEED)
 
 # Those left out want a folder of public data, or an hour: their docstrings say how to run them.
 SLOW_OR_FED := benchmarks/real_data.py benchmarks/lora_moe_real.py benchmarks/search.py $(wildcard benchmarks/*_effect.py)

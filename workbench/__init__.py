@@ -31,6 +31,7 @@ _NAMES = {
     "stage_by_difficulty": "workbench.curriculum.difficulty",
     "sweep": "workbench.search.sweep",
     "train": "workbench.training",
+    "train_skills": "workbench.training.skills",
 }
 
 __all__ = sorted(_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]

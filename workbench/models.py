@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from workbench.errors import ConfigError, ModelError, WorkbenchWarning
-from workbench.paths import data_samples_root, read_json_object
+from workbench.paths import adapter_folder, data_samples_root, read_json_object
 
 CLASSROOM_MODELS = ("base", "instruct", "clinical")
 
@@ -38,7 +38,8 @@ def model_folder(name: str | Path) -> Path | str:
     """Say where a model name points, without opening it.
 
     Args:
-        name: `classroom/base`, `classroom/instruct`, `classroom/clinical`; a folder; or a hub id `org/name`.
+        name: `classroom/base`, `classroom/instruct`, `classroom/clinical`, or the adapter `classroom/skills/<skill>`; a
+            folder; or a hub id `org/name`.
 
     Returns:
         A folder as `Path`, or the hub id as `str` when no such folder exists and the name has the form `org/name`.
@@ -160,6 +161,8 @@ def _classroom_names() -> str:
 
 def _classroom_folder(name: str) -> Path:
     short = name.removeprefix("classroom/")
+    if short.startswith("skills/"):
+        return adapter_folder(name)
     if short not in CLASSROOM_MODELS:
         raise ModelError(f"There is no classroom model {name!r}. The classroom has {_classroom_names()}.")
     folder = data_samples_root() / "models" / short

@@ -1,10 +1,13 @@
-"""Where the shipped data lies, and how a model's JSON files are read; standard library only."""
+"""Where the shipped data and skills lie, and how a model's JSON files are read; standard library only."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import ModelError
+from workbench.records import SKILLS
+
+_SKILL = "classroom/skills/"
 
 
 def data_samples_root() -> Path:
@@ -21,6 +24,29 @@ def data_samples_root() -> Path:
         f"No data_samples folder in {package} or beside it. The classroom ships with the package; "
         "install the wheel or clone the whole repository."
     )
+
+
+def adapter_folder(name: str | Path) -> Path:
+    """Say where an adapter's name points, without opening it.
+
+    Args:
+        name: A folder, or `classroom/skills/<skill>` for one of the twelve shipped skills of `classroom/base`.
+
+    Raises:
+        ModelError: There is no such skill, or it was not built.
+    """
+    if not (isinstance(name, str) and name.startswith(_SKILL)):
+        return Path(name).expanduser()
+    skill = name.removeprefix(_SKILL)
+    if skill not in SKILLS:
+        raise ModelError(f"There is no classroom skill {name!r}. The skills are {', '.join(SKILLS)}.")
+    folder = data_samples_root() / "skills" / skill
+    if not folder.is_dir():
+        raise ModelError(
+            f"{name!r} has no folder {folder}. The skills ship with the package; reinstall it, or run `make skills` in "
+            "a checkout to build them."
+        )
+    return folder
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

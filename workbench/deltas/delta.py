@@ -15,6 +15,7 @@ from workbench.deltas.adapter import change, read_adapter
 from workbench.deltas.terms import Dense, Factors, Term, concatenated, total, wide
 from workbench.deltas.weights import Source, Weights, open_weights
 from workbench.errors import ConfigError, MergeError, ModelError
+from workbench.paths import adapter_folder
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -37,14 +38,14 @@ class Delta:
         """Read a LoRA, rsLoRA, DoRA or AdaLoRA adapter that PEFT has saved; `read_adapter` has the formulas.
 
         Args:
-            folder: With adapter_config.json and adapter_model.safetensors.
+            folder: With adapter_config.json and adapter_model.safetensors; or `classroom/skills/<skill>`.
             base: The bare transformers model that it was trained on, or that model's folder.
 
         Raises:
             ModelError: The adapter or the base cannot be read, or the adapter is no weight update.
             MergeError: The adapter does not fit the base, or changes one of two tied tensors.
         """
-        folder = Path(folder).expanduser()
+        folder = adapter_folder(folder)
         if not folder.is_dir():
             raise ModelError(f"{str(folder)!r} is not a folder here. Pass the folder of an adapter that PEFT saved.")
         weights = open_weights(base)

@@ -10,17 +10,22 @@ from typing import Any
 import yaml
 
 from workbench.errors import ConfigError
-from workbench.merging.recipe import METHODS, SHARED, MergeRecipe, options_of, ratio_weights
+from workbench.merging.recipe import METHODS, OWN, SHARED, MergeRecipe, options_of, ratio_weights
 from workbench.merging.weights import DEFAULT, Curve, Filters, Weight, curve_at
 from workbench.ops.rule_settings import RuleSettings
+from workbench.paths import adapter_folder
 
 _KEYS = {"merge_method", "models", "slices", "base_model", "parameters", "dtype"}
-_NAMES = {"normalise": "normalize", "rescale": "rescale", "lambda_": "lambda"} | {
-    name: name for name in ("gamma", "epsilon", "t", "select_topk")
+_NAMES = {
+    "normalise": "normalize",
+    "rescale": "rescale",
+    "lambda_": "lambda",
+    "t": "t",
+    "select_topk": "select_topk",
 }
 """Our settings of a whole merge, and what mergekit calls them."""
-_OF_ONE_MODEL = ("gamma", "epsilon")
-"""Settings that mergekit also takes for single models, while a recipe has one value."""
+VECTORS = {"last": {"nuslerp_flatten": False}, "first": {"nuslerp_flatten": False, "nuslerp_row_wise": True}}
+"""A recipe's `vectors`, and what mergekit is told for it."""
 
 Input = tuple[str, Mapping[str, Any]]
 
@@ -40,8 +45,8 @@ def write_yaml(recipe: MergeRecipe, *, absolute: bool) -> str:
         shared["t"] = _setting(share(*recipe.weights or ()))
     elif "weight" in _own(recipe.method):
         own["weight"] = recipe.weights or ()
-    if recipe.density is not None:
-        own["density"] = recipe.density
+    own |= {name: getattr(recipe, name) for name in OWN if getattr(recipe, name) is not None}
+    shared |= VECTORS.get(recipe.vectors or "", {})
     for index, entry in enumerate(inputs if own else ()):
         entry["parameters"] = {key: _setting(values[index]) for key, values in own.items()}
     if recipe.num_layers is None:
@@ -78,18 +83,18 @@ def _check_expressible(recipe: MergeRecipe) -> None:
 def _own(method: str) -> set[str]:
     # mergekit's karcher weighs all alike, and its slerp has a place t.
     weight = {"weight"} if METHODS[method].weighted and method not in ("slerp", "karcher") else set[str]()
-    return weight | ({"density", *_OF_ONE_MODEL} & options_of(method))
+    return weight | (set(OWN) & options_of(method))
 
 
 def mergekit_names(method: str) -> dict[str, str]:
-    """Return the settings of a whole merge that a method reads, and what mergekit calls them."""
+    """Return the settings of a whole merge that a method reads, and what mergekit calls them, besides `vectors`."""
     names = {ours: theirs for ours, theirs in _NAMES.items() if ours in options_of(method)}
     return names | ({"normalise": "normalize_weights"} if method == "multislerp" else {})
 
 
 def _reference(name: str, base: str | None, place: Callable[[str], str]) -> str:
     # mergekit's way of writing an adapter on its base.
-    adapter = (Path(name).expanduser() / "adapter_config.json").is_file()
+    adapter = (adapter_folder(name) / "adapter_config.json").is_file()
     return f"{place(base)}+{place(name)}" if adapter and base else place(name)
 
 
@@ -155,7 +160,8 @@ def read_yaml(text: str) -> dict[str, Any]:
     inputs, scopes, num_layers = _inputs(config)
     names = mergekit_names(method)
     own = _own(method)
-    known = own | set(names.values()) | ({"t"} if method == "slerp" else set())
+    vectors = set(VECTORS["first"]) if method == "nuslerp" else set[str]()
+    known = own | set(names.values()) | vectors | ({"t"} if method == "slerp" else set())
     for scope in scopes:
         _only(scope, known, f"among the parameters of {method}")
     for name, given in inputs:
@@ -169,9 +175,14 @@ def read_yaml(text: str) -> dict[str, Any]:
         "num_layers": num_layers,
     }
     for ours, theirs in names.items():
-        fields[ours] = _shared(ours, theirs, inputs, scopes)
-    if "density" in own and any("density" in scope for scope in (*scopes, *(given for _, given in inputs))):
-        fields["density"] = [_resolve("density", [given, *scopes], name, 1.0) for name, given in inputs]
+        fields[ours] = _shared(ours, theirs, scopes)
+    for key in own & set(OWN):
+        if any(key in scope for scope in (*scopes, *(given for _, given in inputs))):
+            default = 1.0 if key == "density" else getattr(RuleSettings, key)
+            fields[key] = [_resolve(key, [given, *scopes], name, default) for name, given in inputs]
+    told = {key: scope[key] for scope in reversed(scopes) for key in vectors & scope.keys()}
+    if not told.get("nuslerp_flatten", True):
+        fields["vectors"] = "first" if told.get("nuslerp_row_wise") else "last"
     if method == "slerp":
         return fields | {"weights": ratio_weights(_resolve("t", scopes, "the merge"))}
     if "weight" in own:
@@ -179,21 +190,12 @@ def read_yaml(text: str) -> dict[str, Any]:
     return fields
 
 
-def _shared(ours: str, theirs: str, inputs: Sequence[Input], scopes: Sequence[Mapping[str, Any]]) -> Any:
+def _shared(ours: str, theirs: str, scopes: Sequence[Mapping[str, Any]]) -> Any:
     """Return one setting of the whole merge, or None where the configuration does not have it."""
-    if ours not in SHARED:
-        return next((scope[theirs] for scope in scopes if theirs in scope), None)
-    owners = [given for _, given in inputs] if ours in _OF_ONE_MODEL else [{}]
-    if not any(theirs in scope for scope in (*scopes, *owners)):
-        return None
-    default = getattr(RuleSettings, ours)
-    first, *others = [_resolve(theirs, [given, *scopes], "the merge", default) for given in owners]
-    if any(other != first for other in others):
-        raise ConfigError(
-            f"{theirs!r} differs between the models ({first!r} and {others[-1]!r}); a recipe has one for all. Give "
-            "them the same."
-        )
-    return first
+    found = [scope[theirs] for scope in scopes if theirs in scope]
+    if ours not in SHARED or not found:
+        return found[0] if found else None
+    return _resolve(theirs, scopes, "the merge", getattr(RuleSettings, ours))
 
 
 def _parse(text: str) -> dict[str, Any]:

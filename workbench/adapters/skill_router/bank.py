@@ -14,6 +14,7 @@ from workbench.deltas.adapter import read_adapter
 from workbench.deltas.files import open_adapter
 from workbench.deltas.weights import Source, Weights, open_weights
 from workbench.errors import ConfigError
+from workbench.paths import adapter_folder
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,7 +106,7 @@ def _factors(skill: str, delta: Delta) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def _folder(name: str, folder: str | Path) -> Path:
-    path = Path(folder).expanduser()
+    path = adapter_folder(folder)
     if not path.is_dir():
         raise ConfigError(f"the skill {name!r} is to be in {str(folder)!r}, which is no folder here. Check the path.")
     return path
