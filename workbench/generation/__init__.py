@@ -2,12 +2,15 @@
 
 from workbench.generation.answers import Prompt, context_length, encode_prompt, generate_batch, stream
 from workbench.generation.decoder import check_logits, evaluating, pad_left
+from workbench.generation.endpoint import Endpoint
 from workbench.generation.requests import Answer, Request
 from workbench.generation.scheduler import Scheduler
+from workbench.generation.surprise import surprise
 from workbench.generation.variants import Variant, make_variants
 
 __all__ = [
     "Answer",
+    "Endpoint",
     "Prompt",
     "Request",
     "Scheduler",
@@ -20,4 +23,5 @@ __all__ = [
     "make_variants",
     "pad_left",
     "stream",
+    "surprise",
 ]

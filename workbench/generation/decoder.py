@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from workbench.errors import ModelError
 
+if TYPE_CHECKING:
+    from workbench.adapters.mixed import SequenceRoutes
+
 
 class Decoder:
     """Cache, mask and next input of a batch whose rows stand at the right end, padded on the left.
@@ -23,10 +26,18 @@ class Decoder:
         model: A causal language model of transformers.
         prompts: Token ids of each row.
         cache: None makes the one that the model's configuration asks for.
+        routes: What the model's routers of whole sequences hold (`adapters.mixed.SequenceRoutes`), where several
+            decoders take turns; None leaves it in the model.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], cache: DynamicCache | None = None) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        cache: DynamicCache | None = None,
+        routes: SequenceRoutes | None = None,
+    ) -> None:
+        self.model, self.routes = model, routes
         self.cache = cache if cache is not None else DynamicCache(config=model.config)
         self.ids, self.mask = pad_left(prompts, device=model.device)
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
@@ -48,14 +59,19 @@ class Decoder:
     @torch.no_grad()
     def scores(self) -> Tensor:
         """Read what is new; return the scores of each row's next token, `(B, V)`."""
-        return self.model(
+        if self.routes is not None:
+            self.routes.put()
+        output = self.model(
             input_ids=self.ids,
             attention_mask=self.mask,
             position_ids=self.positions,
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
-        ).logits[:, -1]
+        )
+        if self.routes is not None:
+            self.routes.take()
+        return output.logits[:, -1]
 
     def write(self, tokens: Tensor) -> None:
         """Let these tokens `(B,)` be what the rows read next."""
@@ -69,7 +85,9 @@ class Decoder:
         if rows:
             index = torch.tensor(rows, device=self.ids.device)
             # A model can hold routers of ours only where they were imported; PEFT is slow to import for all others.
-            if adapters := sys.modules.get("workbench.adapters"):
+            if self.routes is not None:
+                self.routes.keep(index)
+            elif adapters := sys.modules.get("workbench.adapters"):
                 adapters.keep_sequences(self.model, index)
             self.cache.batch_select_indices(index)
             self.ids, self.mask, self.positions = self.ids[index], self.mask[index], self.positions[index]
@@ -80,6 +98,8 @@ class Decoder:
 
         The shorter cache is widened on the left by places that the mask hides, so no row's numbers change.
         """
+        if self.routes is not None and other.routes is not None:
+            self.routes.join(other.routes)
         width = max(self.mask.shape[1], other.mask.shape[1])
         for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
             for part in ("keys", "values"):

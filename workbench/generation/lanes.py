@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from workbench.generation.decoder import Decoder, check_logits, evaluating, joinable_cache
-from workbench.generation.requests import Answer
+from workbench.generation.requests import Answer, State
+from workbench.generation.routers import capture, has_routers, routing_of, sequence_routes
+from workbench.records import RoutingTrace
 
 _WORTH = 4.0
 """A lane keeps the weights at least so many times as long as it took to set them: changes cost a fifth at most."""
@@ -27,8 +29,9 @@ class Row:
         prompt: Token ids.
         room: Most tokens to write.
         ends: The tokens that end it.
-        choice: What of the engine's states it needs: an adapter, a recipe, or nothing.
+        choice: What of the engine's states it needs: adapters, a recipe, or nothing.
         generator: Its own noise, or None for the likeliest token each time.
+        passes: What the routers said in each forward pass, and this row's place in its batch.
     """
 
     answer: Answer
@@ -37,6 +40,13 @@ class Row:
     ends: set[int]
     choice: Any
     generator: torch.Generator | None
+    passes: list[tuple[RoutingTrace, int]] = field(default_factory=list)
+
+    def end(self, state: State, error: BaseException | None = None) -> None:
+        """End the answer, with its routing."""
+        if self.passes:
+            self.answer.routing = routing_of(self.passes, len(self.prompt), self.answer.token_ids)
+        self.answer.end(state, error)
 
 
 class Engine:
@@ -49,6 +59,7 @@ class Engine:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.joinable = joinable_cache(model) is not None
+        self.routers = has_routers(model)
         self.lanes: dict[Hashable, Lane] = {}
         self.entering = self.working = 0.0
         self.steps = 0
@@ -64,6 +75,11 @@ class Engine:
 
     def rest(self) -> None:
         """Nothing is left to write."""
+
+    def decoder(self, prompts: Sequence[Sequence[int]]) -> Decoder:
+        """Return the decoder of a new batch."""
+        routes = sequence_routes(self.model) if self.routers else None
+        return Decoder(self.model, prompts, joinable_cache(self.model), routes)
 
     def add(self, row: Row) -> None:
         """Let a row in; its lane reads it at its next turn."""
@@ -108,7 +124,7 @@ class Lane:
         fresh, self.fresh = self.fresh, []
         try:
             if fresh:
-                decoder = Decoder(self.engine.model, [row.prompt for row in fresh], joinable_cache(self.engine.model))
+                decoder = self.engine.decoder([row.prompt for row in fresh])
                 going = self._step(decoder, fresh)
                 if going and self.decoder is None:
                     self.decoder = decoder
@@ -119,7 +135,7 @@ class Lane:
                 self.rows = self._step(self.decoder, self.rows)
         except Exception as error:
             for row in fresh or self.rows:
-                row.answer.end("failed", error)
+                row.end("failed", error)
             self.rows = [row for row in self.rows if row.answer.state == "writing"]
         self.decoder = self.decoder if self.rows else None
 
@@ -127,7 +143,7 @@ class Lane:
         """Take out the rows whose answers shall stop."""
         for row in self.rows + self.fresh:
             if row.answer.stopping:
-                row.answer.end("stopped")
+                row.end("stopped")
         self.fresh = [row for row in self.fresh if row.answer.state == "writing"]
         if self.decoder is not None:
             self.rows = self._kept(self.decoder, self.rows)
@@ -138,7 +154,13 @@ class Lane:
         began = time.perf_counter()
         with torch.no_grad(), evaluating(self.engine.model), self.engine.entered(rows):
             entered = time.perf_counter()
-            scores = decoder.scores().float()
+            if self.engine.routers:
+                with capture(self.engine.model) as trace:
+                    scores = decoder.scores().float()
+                for place, row in enumerate(rows):
+                    row.passes.append((trace, place))
+            else:
+                scores = decoder.scores().float()
             tokens, broken = choose(scores, rows)
             decoder.write(tokens)
             chosen = torch.stack([tokens, broken.to(tokens.dtype)]).tolist()
@@ -148,11 +170,11 @@ class Lane:
             if bad:
                 _fail(row, scores[place])
             elif token in row.ends:
-                row.answer.end("done")
+                row.end("done")
             else:
                 row.answer.write([token])
                 if len(row.answer.token_ids) == row.room:
-                    row.answer.end("done")
+                    row.end("done")
         return self._kept(decoder, rows)
 
     def _kept(self, decoder: Decoder, rows: list[Row]) -> list[Row]:
@@ -188,4 +210,4 @@ def _fail(row: Row, scores: Tensor) -> None:
     try:
         check_logits(scores)
     except Exception as error:
-        row.answer.end("failed", error)
+        row.end("failed", error)

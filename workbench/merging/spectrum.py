@@ -106,7 +106,8 @@ class RatioSpectrum:
         for name, module in self._modules.items():
             own = {key: self._first.get(f"{name}.{key}") for key in ("weight", "bias")}
             module.assign({key: parts[first] for key, first in own.items() if first})
-        self.recipes = rows
+        # Whoever gives new recipes says by them what the rows are from now on.
+        self.recipes, self._decoding = rows, None
 
     @property
     def ratios(self) -> tuple[float | None, ...]:
@@ -161,7 +162,7 @@ def components(live: LiveMerge, recipes: Sequence[MergeRecipe]) -> dict[str, Par
         ConfigError: A recipe is for another number of layers.
         MergeError: A recipe has other parents, or its weights sum to 0 at a tensor.
     """
-    plans: list[Any] = [live.steps(r) if r.rule.entrywise else live.coefficients(r) for r in recipes]
+    plans: list[Any] = [live.steps(r) if r.entrywise else live.coefficients(r) for r in recipes]
     names, found, targets = [*live.parents, live.base], {}, live.model.state_dict()
     for name, (parts, origin) in live.tensors().items():
         models: dict[Any, Any] = dict(zip(names, [*parts, origin]))
