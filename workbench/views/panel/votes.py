@@ -72,9 +72,7 @@ class Vote:
         if len(names) < 2:
             raise ConfigError(f"a vote on {names}; it compares at least two answers")
         if (self.winner in names) != (self.verdict == "best"):
-            raise ConfigError(
-                f"winner={self.winner!r}, verdict={self.verdict!r}, of {names}: the best one is one of them"
-            )
+            raise ConfigError(f"winner={self.winner!r}, verdict={self.verdict!r}: only the best has a name, of {names}")
 
 
 def answer_hash(text: str) -> str:
