@@ -24,6 +24,7 @@ _NAMES = {
     "TrainingView": "workbench.views.training_view",
     "WorkbenchError": "workbench.errors",
     "capture_routing": "workbench.routing.capture",
+    "compose_skills": "workbench.training.compose",
     "evaluate": "workbench.evaluation",
     "export_merge": "workbench.merging.export",
     "load_examples": "workbench.data",

@@ -1,0 +1,127 @@
+"""Skills mixed by weights, in update space or in factor space as LoraHub does, beside a plain base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+
+from workbench.adapters.skill_router.bank import SkillBank
+from workbench.errors import ConfigError
+
+MIXES = ("update", "factor")
+
+
+class SkillMix:
+    """What several skills add to the layers of a base, mixed by weights into one pair of thin matrices each.
+
+    `update`: sum_s w_s B_s A_s, side by side and exact. `factor`: (sum_s w_s B_s)(sum_s w_s A_s), LoraHub's, in which
+    the skills' factors also multiply each other.
+
+    Args:
+        bank: The skills.
+        mix: `update` or `factor`.
+        device: Where the factors shall be; None leaves them.
+
+    Raises:
+        ConfigError: `mix` is another word.
+
+    Source: LoraHub (arXiv 2307.13269), equation 1.
+    Deviates: in `factor`, skills of lower rank, as AdaLoRA's pruning leaves them, are padded with zeros to the largest;
+    and each B carries its own skill's scale, where the reference takes the first skill's for all.
+    """
+
+    def __init__(self, bank: SkillBank, mix: str = "update", *, device: torch.device | None = None):
+        if mix not in MIXES:
+            raise ConfigError(f"mix={mix!r}; it is one of {', '.join(MIXES)}")
+        self.names, self.mix = bank.names, mix
+        self._parts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        for module, layer in bank.layers.items():
+            down, up = layer.A.to(device), layer.B.T.to(device)
+            if mix == "factor":
+                down, up = (_stacked(part, layer.ranks) for part in (down, up))
+            ranks = torch.tensor(layer.ranks, device=down.device)
+            self._parts[module] = down, up, torch.arange(len(ranks), device=down.device).repeat_interleave(ranks)
+
+    def factors(self, weights: Mapping[str, float]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return A `(R, in)` and B `(out, R)` of each module, in float32; R is the sum of the ranks, or the largest.
+
+        Args:
+            weights: Of each skill.
+
+        Raises:
+            ConfigError: A skill has no weight, or a weight has no skill.
+        """
+        if set(weights) != set(self.names):
+            raise ConfigError(f"weights are of {', '.join(weights)}; give one to each of {', '.join(self.names)}")
+        values, mixed = torch.tensor([float(weights[name]) for name in self.names]), {}
+        for module, (down, up, owners) in self._parts.items():
+            here = values.to(down.device)
+            if self.mix == "update":
+                mixed[module] = down, (up * here[owners, None]).T
+            else:
+                mixed[module] = torch.tensordot(here, down, 1), torch.tensordot(here, up, 1).T
+        return mixed
+
+    @contextmanager
+    def on(self, model: nn.Module) -> Iterator[Callable[[Mapping[str, float]], None]]:
+        """Let the mix add to a plain base while the block runs; the model's weights stay as they are.
+
+        Args:
+            model: The base of the skills.
+
+        Yields:
+            What sets the weights; before its first call nothing is added.
+        """
+        held: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def hook(name: str) -> Callable[..., Tensor | None]:
+            def add(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+                if name not in held:
+                    return None
+                down, up = held[name]
+                return (output + linear(linear(inputs[0].to(down.dtype), down), up)).to(output.dtype)
+
+            return add
+
+        hooks = [model.get_submodule(name).register_forward_hook(hook(name)) for name in self._parts]
+        try:
+            yield lambda weights: held.update(self.factors(weights))
+        finally:
+            for handle in hooks:
+                handle.remove()
+
+    def save(self, weights: Mapping[str, float], folder: str | Path, *, base: str) -> None:
+        """Write the mix as a plain LoRA adapter, which PEFT and `workbench.deltas` read without any skill.
+
+        Args:
+            weights: Of each skill.
+            folder: Made if need be.
+            base: Name or folder of the base, for the adapter's card.
+        """
+        mixed = {name: pair for name, pair in self.factors(weights).items() if len(pair[0])}
+        ranks, folder = {name: len(down) for name, (down, _) in mixed.items()}, Path(folder)
+        config = LoraConfig(
+            r=max(ranks.values()), lora_alpha=max(ranks.values()), rank_pattern=ranks, alpha_pattern=dict(ranks),
+            target_modules=list(mixed), task_type="CAUSAL_LM", base_model_name_or_path=base, inference_mode=True,
+        )  # fmt: skip
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(str(folder))
+        tensors = {f"base_model.model.{name}.lora_A.weight": down for name, (down, _) in mixed.items()}
+        tensors |= {f"base_model.model.{name}.lora_B.weight": up for name, (_, up) in mixed.items()}
+        save_file(
+            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors"
+        )
+
+
+def _stacked(rows: Tensor, ranks: Sequence[int]) -> Tensor:
+    """Return the skills' rows as `(S, largest rank, width)`."""
+    parts = rows.split(list(ranks))
+    return torch.stack([pad(part, (0, 0, 0, max(ranks) - len(part))) for part in parts])
