@@ -151,12 +151,41 @@ class Driver:
             )
         self.page.evaluate("jupyterapp.shell.collapseLeft()")
 
+    def open_shipped(self, name: str) -> None:
+        """Open a copy of a shipped notebook, beside copies of the data that notebooks read by path."""
+        for part in ("examples", "results"):
+            shutil.copytree(ROOT / "data_samples" / part, self.lab.folder / "data_samples" / part, dirs_exist_ok=True)
+        (self.lab.folder / "notebooks").mkdir(exist_ok=True)
+        notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+        for cell in notebook.cells:
+            # What is seen shall come from this run.
+            cell.update({"outputs": [], "execution_count": None} if cell.cell_type == "code" else {})
+        nbformat.write(notebook, self.lab.folder / "notebooks" / name)
+        self.open(f"notebooks/{name}")
+
+    def start_all(self) -> None:
+        """Begin to run all cells and return at once, to look at what grows; `run_all` then waits for the same run."""
+        self.page.evaluate("window.running = jupyterapp.commands.execute('notebook:run-all-cells'), null")
+
     def run_all(self) -> None:
         """Run all cells, return when they are done, and fail with what an erring cell said."""
-        self.command("notebook:run-all-cells")
+        self.page.evaluate("window.running ??= jupyterapp.commands.execute('notebook:run-all-cells'), null")
+        self.page.evaluate("async () => { await window.running; window.running = undefined; }")
         errors = self.page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']")
         said = [text for text in errors.all_inner_texts() if "Traceback" in text or "Error" in text]
         assert not said, said[0][-2000:]
+
+    def picture(self, view, path: Path) -> None:
+        """Save a view as a picture, in a window high enough to hold all of it."""
+        self.page.set_viewport_size({"width": 1280, "height": 4000})
+        view.scroll_into_view_if_needed()
+        view.screenshot(path=path)
+        self.page.set_viewport_size({"width": 1280, "height": 1000})
+
+    def quiet(self) -> None:
+        """Fail where the page asked another machine for something, or where its scripts broke."""
+        assert {host for host in self.page.hosts if not host.startswith(("blob:", "data:"))} <= {"127.0.0.1"}
+        assert self.page.errors == []
 
     def command(self, name: str, **arguments) -> None:
         """Carry out one of JupyterLab's commands and wait for its end."""

@@ -164,6 +164,7 @@ def test_what_if_answers_with_and_without_the_change(show) -> None:
     view = show(model=mixture(), prompt="why?", max_new_tokens=6)
     what_if = view.what_if
     assert isinstance(what_if, WhatIf)
+    assert what_if.layers.label == "all layers"
     what_if.change.value, what_if.expert.value, what_if.layers.value = "force", 2, [1]
     what_if.ask.click()
     assert what_if.wait(60)

@@ -48,7 +48,8 @@ class WhatIf(WorkerView, widgets.VBox):
         layers = sorted(set(trace.layers.values()))
         self.change = field(widgets.Dropdown(options=["mute", "force"], description="Change"))
         self.expert = field(widgets.Dropdown(options=list(range(experts)), description="Expert"))
-        options = [("all layers", None), *((f"layer {layer}", [layer]) for layer in layers if layer >= 0)]
+        # None would be no choice at all, and leave the field blank.
+        options: list[Any] = [("all layers", "all"), *((f"layer {layer}", [layer]) for layer in layers if layer >= 0)]
         self.layers = field(widgets.Dropdown(options=options, description="Where"))
         self.prompt = field(widgets.Textarea(value=prompt, description="Prompt", continuous_update=False, rows=2))
         self.ask = button("Ask", "Ask the model with and without the change")
@@ -64,7 +65,8 @@ class WhatIf(WorkerView, widgets.VBox):
 
     def run(self) -> None:
         """Ask with what is chosen; an answer under way is stopped."""
-        change = {self.change.value: self.expert.value, "layers": self.layers.value}
+        where = None if self.layers.value == "all" else self.layers.value
+        change = {self.change.value: self.expert.value, "layers": where}
         self._worker.submit((self.prompt.value, change))
 
     def still(self) -> str:
