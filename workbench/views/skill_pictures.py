@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from workbench.adapters import set_skill_weights
+from workbench.adapters.lorahub import SearchStep
 from workbench.curriculum.difficulty import difficulty
 from workbench.errors import ConfigError
 from workbench.records import RoutingTrace
@@ -57,42 +58,40 @@ def weights_panel(tasks: Mapping[str, Sequence[Any]]) -> Panel:
     )
 
 
-def path_panels(trace: Sequence[Mapping[str, Any]], seed: int | None = None) -> list[Panel]:
+def path_panels(trace: Sequence[SearchStep], seed: int | None = None) -> list[Panel]:
     """Draw the path of a search: the loss of every try with the best so far, and the weights of the best so far.
 
     Args:
-        trace: Rows with `step`, `loss`, `penalised` and `weights`, such as `Composition.trace`; not empty.
+        trace: The tries, such as `Composition.trace`; not empty.
         seed: The search's seed, to say so.
     """
-    best = np.minimum.accumulate([row["penalised"] for row in trace])
-    leading = [max(i for i in range(k + 1) if trace[i]["penalised"] == best[k]) for k in range(len(trace))]
-    lines = {
-        "this try": [(row["step"], row["penalised"]) for row in trace],
-        "best": [(row["step"], float(least)) for row, least in zip(trace, best)],
+    charts = {
+        "what is searched: loss + L1": {
+            "this try": [(row.step + 1, row.penalised) for row in trace],
+            "best": [(row.step + 1, row.best) for row in trace],
+        },
+        "loss (nats per answer token)": {"this try": [(row.step + 1, row.loss) for row in trace]},
     }
-    alone = {"answers": [(row["step"], row["loss"]) for row in trace]}
-    chosen = sorted({round(i * (len(trace) - 1) / (COLUMNS - 1)) for i in range(COLUMNS)})
-    skills = list(trace[0]["weights"])
-    values = np.array([[trace[leading[i]]["weights"][skill] for i in chosen] for skill in skills])
+    shown = [trace[i] for i in sorted({round(i * (len(trace) - 1) / (COLUMNS - 1)) for i in range(COLUMNS)})]
+    leading = [next(row for row in trace if row.penalised == late.best) for late in shown]
+    skills, steps = list(trace[0].weights), [str(row.step + 1) for row in shown]
+    values = np.array([[row.weights[skill] for row in leading] for skill in skills])
     about = f"{len(trace)} tries, one search" + ("" if seed is None else f", seed {seed}") + ", so no interval."
     return [
         Panel(
             title="The search, try by try",
-            picture=curve_pictures({"what is searched: loss + L1": lines, "loss (nats per answer token)": alone}),
-            reading="from left to right, tries go on. Each try is one set of weights; the best line only falls.",
+            picture=curve_pictures(charts),
+            reading="from left to right, tries go on; the first one is w = 0, the base. The best line only falls.",
             about=about,
-            head=["step", "loss", "loss + L1", "best"],
-            rows=[
-                [row["step"], f"{row['loss']:.3f}", f"{row['penalised']:.3f}", f"{least:.3f}"]
-                for row, least in zip(trace, best)
-            ],
+            head=["try", "loss", "loss + L1", "best"],
+            rows=[[row.step + 1, *(f"{one:.3f}" for one in (row.loss, row.penalised, row.best))] for row in trace],
         ),
         Panel(
             title="The weights of the best try so far",
-            picture=heat_map(values, skills, [str(trace[i]["step"]) for i in chosen]),
-            reading="a column is a step, a row a skill. Where a row stops changing, the search has settled on it.",
+            picture=heat_map(values, skills, steps),
+            reading="a column is a try, a row a skill. Where a row stops changing, the search has settled on it.",
             about=about,
-            head=["skill", *(trace[i]["step"] for i in chosen)],
+            head=["skill", *steps],
             rows=[[skill, *(f"{value:+.2f}" for value in row)] for skill, row in zip(skills, values)],
         ),
     ]
@@ -134,9 +133,9 @@ def leave_one_out_panel(rises: Mapping[str, Sequence[float]]) -> Panel:
     Raises:
         ConfigError: There is no skill, or fewer than two examples.
     """
-    if not rises:
-        raise ConfigError("no skill has a weight other than 0, so none can be left out; set weights first")
-    means = {skill: _mean(rise, least=2) for skill, rise in rises.items()}
+    if not rises or len(next(iter(rises.values()))) < 2:
+        raise ConfigError(f"{len(rises)} skills were left out; it takes a skill of weight other than 0, and 2 examples")
+    means = {skill: _mean(rise) for skill, rise in rises.items()}
     order = sorted(means, key=lambda skill: -means[skill][0])
     return Panel(
         title="What each skill adds: the rise of the loss without it",
@@ -160,13 +159,14 @@ def gate_panel(trace: RoutingTrace, skills: Sequence[str], prompts: Sequence[str
         prompts: What to call the documents; None numbers them.
 
     Raises:
-        ConfigError: The trace is empty, or of routers with another number of experts.
+        ConfigError: The trace is empty, or its routers choose among another number of experts.
     """
-    if not len(trace):
-        raise ConfigError("the trace is empty; run the model within `with capture_routing(model) as trace:` first")
     widths = {output.router_logits.shape[1] for output in trace.routers.values()}
     if widths != {len(skills)}:
-        raise ConfigError(f"the routers choose among {sorted(widths)}, and {len(skills)} skills were named; name each")
+        raise ConfigError(
+            f"the trace's routers choose among {sorted(widths)} experts, and {len(skills)} skills were named; capture "
+            "a model with an input gate while it runs, and name each of its skills"
+        )
     documents = trace.tokens["document"].numpy()
     count = int(documents.max()) + 1
     values = np.zeros((len(skills), count))
@@ -188,11 +188,9 @@ def gate_panel(trace: RoutingTrace, skills: Sequence[str], prompts: Sequence[str
     )
 
 
-def _mean(values: Sequence[float], least: int = 1) -> tuple[float, float, float]:
+def _mean(values: Sequence[float]) -> tuple[float, float, float]:
     """Return mean and 95 % t-interval, NaN ends for a single value."""
-    if len(values) < max(2, least):
-        if least > 1:
-            raise ConfigError(f"{len(values)} example gives no interval; measure at least {least}")
+    if len(values) < 2:
         return float(np.mean(values)), math.nan, math.nan
     one = over_seeds(list(values))
     return float(one.value), float(one.low), float(one.high)

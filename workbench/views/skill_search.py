@@ -30,7 +30,6 @@ class SkillSearch(WorkerView, widgets.VBox):
     def __init__(self, search: Callable[..., Any], *args: Any, **settings: Any) -> None:
         self.trace: list[Any] = []
         self.result: Any = None
-        self.error: Exception | None = None
         self._stop, self._drawn, self._seed = threading.Event(), 0.0, settings.get("seed", 0)
         self._picture, self._status = widgets.HTML(), widgets.HTML(status_line("Searching …"))
         self._button = button("Stop", "End after the try under way; the best weights so far are kept")
@@ -52,15 +51,12 @@ class SkillSearch(WorkerView, widgets.VBox):
 
     def _work(self, job: Any, _: threading.Event) -> None:
         search, args, settings = job
-        started = time.perf_counter()
         self.result = search(*args, **settings, on_step=self._step, stop=self._stop)
         self._draw()
         ended = "Stopped" if self._stop.is_set() else "Done"
         found = "" if self.result.found_better else " Nothing was better than no skill, so all weights are 0."
-        self._status.value = status_line(
-            f"{ended} after {len(self.trace)} tries, {time.perf_counter() - started:.0f} s.{found}"
-        )
         self._button.disabled = True
+        self._status.value = status_line(f"{ended} after {len(self.trace)} tries, {self.result.seconds:.0f} s.{found}")
 
     def _step(self, row: Any) -> None:
         self.trace.append(row)
@@ -69,7 +65,6 @@ class SkillSearch(WorkerView, widgets.VBox):
             self._status.value = status_line(f"Try {len(self.trace)} …")
 
     def _failed(self, error: Exception) -> None:
-        self.error = error
         self._button.disabled = True
         self._status.value = status_line(f"{type(error).__name__}: {error}", error=True)
 

@@ -1,4 +1,4 @@
-"""The widget in which skills are mixed by hand: a slider for each skill, the base's answer beside the mixture's."""
+"""The widget in which skills are mixed by hand: a slider for each skill, the base's answer beside the blend's."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NONE = "choose …"
 HOW_TO_READ = (
     "How to read this: a weight of 0 leaves a skill out, 1 adds it as it was trained, a negative one takes it away. "
     "Move a slider, or focus it and press the arrow keys; 0 or a double click puts it back. Bold words are "
-    "said by the mixture alone, dotted ones by the base alone. Both write their likeliest words (greedy, so there is "
+    "said by the blend alone, dotted ones by the base alone. Both write their likeliest words (greedy, so there is "
     "no seed), and one prompt is one example (n = 1)."
 )
 
@@ -70,7 +70,7 @@ class SkillWeights(anywidget.AnyWidget):
 
 
 class SkillSliders(PromptView, widgets.VBox):
-    """Sliders over the skills of a skill router, with live answers of the base and of the mixture to one prompt.
+    """Sliders over the skills of a skill router, with live answers of the base and of the blend to one prompt.
 
     A movement sets the router's weights on the widget's own thread, stops the running answer and starts the next one;
     no weight matrix is computed. When it is at rest (`wait`), `model` carries the weights that are shown.
@@ -120,7 +120,7 @@ class SkillSliders(PromptView, widgets.VBox):
         self.preset = _choice("Preset", self.presets, self.move)
         self._picker = _choice("Example prompts", examples, lambda text: setattr(self, "prompt", text))
         self._zero, self._ask = button("Reset to 0", "Leave every skill out"), button("Ask", "Ask both this prompt")
-        self._base, self._mixed, self._status = widgets.HTML(), widgets.HTML(), widgets.HTML(status_line("Starting …"))
+        self._base, self._blend, self._status = widgets.HTML(), widgets.HTML(), widgets.HTML(status_line("Starting …"))
         super().__init__(children=self._layout())
         self.add_class("wb-view")
         self._worker = LatestWorker(self._work, self._failed)
@@ -170,12 +170,12 @@ class SkillSliders(PromptView, widgets.VBox):
         self.refresh()
 
     def _layout(self) -> list[widgets.Widget]:
-        head = f'<h3>A mixture of {len(self.skills)} skills</h3><p class="wb-note">{HOW_TO_READ}</p>'
+        head = f'<h3>A blend of {len(self.skills)} skills</h3><p class="wb-note">{HOW_TO_READ}</p>'
         return [
             widgets.HTML(head),
-            box([box([self.preset, self._zero], "wb-row"), self.sliders], "wb-card"),
+            box([box([self.preset, self._zero], "wb-row", "wb-skill-tools"), self.sliders], "wb-card"),
             box([self._prompt, box([self._picker, self._ask], "wb-side")], "wb-row", "wb-asking"),
-            box([self._base, self._mixed], "wb-panes"),
+            box([self._base, self._blend], "wb-panes"),
             self._status,
             widgets.HTML(f'<p class="wb-note">{NOTICE}</p>'),
         ]
@@ -188,7 +188,7 @@ class SkillSliders(PromptView, widgets.VBox):
         self.answers = {"base": self._kept[prompt]} if prompt in self._kept else {}
         self._draw(writing=True)
         set_skill_weights(self.model, weights)
-        self._write("mixture", prompt, asked, stop)
+        self._write("blend", prompt, asked, stop)
         if prompt not in self._kept and not stop.is_set():
             with self.model.disable_adapter():
                 self._write("base", prompt, asked, stop)
@@ -216,10 +216,10 @@ class SkillSliders(PromptView, widgets.VBox):
     # What is shown.
 
     def _draw(self, *, writing: bool) -> None:
-        base, mixture = self.answers.get("base"), self.answers.get("mixture", "")
-        self._base.value = parent_pane("A", "the base alone", base, "" if writing else mixture)
+        base, blend = self.answers.get("base"), self.answers.get("blend", "")
+        self._base.value = parent_pane("A", "the base alone", base, "" if writing else blend)
         known = {} if writing or base is None else {"base": base}
-        self._mixed.value = blend_pane("The mixture", mixture, known, writing=writing)
+        self._blend.value = blend_pane("The blend", blend, known, writing=writing)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """Add a plain table to the widget: it is what a saved, untrusted notebook shows."""
