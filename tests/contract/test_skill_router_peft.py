@@ -1,7 +1,6 @@
 """What PEFT promises of a method, kept by the skill router: one list of configurations, every behaviour for each."""
 
 import copy
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -309,10 +308,3 @@ def test_a_name_that_is_part_of_the_methods_is_refused(name, folders):
         warnings.simplefilter("ignore")  # PEFT's own, of the same matter
         with pytest.raises(ConfigError, match=rf"name '{name}' is part of 'skill_router'.*another name"):
             get_peft_model(llama(), SkillRouterConfig(skills={"ner": folders / "ner"}), adapter_name=name)
-
-
-def test_a_process_that_only_imports_the_adapters_can_load_one(folders, tmp_path):
-    moved(SkillRouterConfig(skills={"ner": folders / "ner"})).save_pretrained(tmp_path)
-    code = f"import workbench.adapters, peft; print(peft.PeftConfig.from_pretrained({str(tmp_path)!r}).peft_type.value)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "SKILL_ROUTER"
