@@ -9,7 +9,7 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 STILL := $(foreach kind,text/html text/markdown image/svg+xml image/png text/plain,--NbConvertBase.display_data_priority=$(kind))
 QUIET_LAB := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --ServerApp.ip=127.0.0.1
 
-.PHONY: help lab test test-slow lint types notebooks tour classroom skills bench clean
+.PHONY: help lab test test-slow lint types notebooks tour panel classroom skills bench clean
 help:            ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -19,7 +19,7 @@ $(VENV)/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
-	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[lab]'
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[lab,compare]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.lab
@@ -52,6 +52,9 @@ tour: $(VENV)/.lab ## run all notebooks headless and write HTML to out/tour
 	  $(BIN)/jupyter nbconvert --log-level=WARN --execute --ExecutePreprocessor.store_widget_state=False --to html $(STILL) --output-dir out/tour $$n || exit 1; done
 	@echo "open out/tour/00_tour.html"
 
+panel: $(VENV)/.lab ## compare the classroom models side by side in a browser (http://127.0.0.1:7860)
+	$(BIN)/python -m workbench.views.panel
+
 classroom: $(VENV)/.lab ## rebuild the classroom data and its three models (at most 30 minutes; SEED=0)
 	$(BIN)/python -m workbench.classroom data
 	$(BIN)/python -m workbench.classroom models --seed $(SEED)
@@ -60,7 +63,7 @@ skills: $(VENV)/.lab ## rebuild the twelve skills of the base (at most 12 minute
 	$(BIN)/python -m workbench.classroom skills --seed $(SEED)
 
 # Those left out want a folder of public data, or an hour: their docstrings say how to run them.
-SLOW_OR_FED := benchmarks/real_data.py benchmarks/lora_moe_real.py benchmarks/search.py $(wildcard benchmarks/*_effect.py)
+SLOW_OR_FED := benchmarks/real_data.py benchmarks/lora_moe_real.py benchmarks/skills_real.py benchmarks/search.py $(wildcard benchmarks/*_effect.py)
 bench: $(VENV)/.dev ## print the benchmarks that need nothing but this machine
 	@for b in $(filter-out $(SLOW_OR_FED),$(wildcard benchmarks/*.py)); do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
