@@ -41,7 +41,7 @@ class MixedAdapters:
         self.model = model
         self.folders: dict[str, Factors] = {}
         self.layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
-        self._stacks: list[tuple[nn.Module, Tensor, Tensor, list[Any]]] = []
+        self._stacks: list[tuple[nn.Module, Tensor, Tensor, tuple[str, ...]]] = []
         if any(getattr(layer, "merged", False) for layer in self.layers):
             raise ConfigError("adapters are merged into this model's weights; call model.unmerge_adapter() first")
 
@@ -69,16 +69,15 @@ class MixedAdapters:
     def rows(self, names: Sequence[Sequence[str]]) -> Iterator[None]:
         """Within the block, row i of a batch has the adapters names[i]: one, none, or several that add up."""
         self._stacks = self._stacks or self._stacked()
-        gates: dict[tuple[Any, ...], Tensor] = {}
+        gates: dict[int, Tensor] = {}
         handles = []
         with self.only(()):
             try:
                 for module, down, up, owners in self._stacks:
-                    key = (*owners, down.dtype, down.device)
-                    if key not in gates:
+                    if id(owners) not in gates:
                         table = [[float(owner in own) for owner in owners] for own in names]
-                        gates[key] = torch.tensor(table, dtype=down.dtype, device=down.device)[:, None]
-                    handles.append(module.register_forward_hook(partial(_add, down, up, gates[key])))
+                        gates[id(owners)] = down.new_tensor(table)[:, None]
+                    handles.append(module.register_forward_hook(partial(_add, down, up, gates[id(owners)])))
                 yield
             finally:
                 for handle in handles:
@@ -97,7 +96,7 @@ class MixedAdapters:
             for layer, active, disabled in before:
                 layer._active_adapter, layer._disable_adapters = active, disabled
 
-    def _stacked(self) -> list[tuple[nn.Module, Tensor, Tensor, list[Any]]]:
+    def _stacked(self) -> list[tuple[nn.Module, Tensor, Tensor, tuple[str, ...]]]:
         parts: dict[str, list[tuple[Any, Tensor, Tensor]]] = {}
         for name, module in self.model.named_modules():
             if isinstance(module, LoraLayer):
@@ -106,7 +105,7 @@ class MixedAdapters:
         for adapter, factors in self.folders.items():
             for module, (up, down) in factors.items():
                 parts.setdefault(wrapped.get(module, module), []).append((adapter, up, down))
-        stacks = []
+        stacks, kinds = [], dict[Any, Any]()
         for name, found in parts.items():
             module: Any = self.model.get_submodule(name)
             module = module.get_base_layer() if isinstance(module, LoraLayer) else module
@@ -114,7 +113,9 @@ class MixedAdapters:
             dtype = weight.dtype if weight.is_floating_point() else found[0][2].dtype
             down = torch.cat([down.to(weight.device, dtype) for _, _, down in found])
             up = torch.cat([up.to(weight.device, dtype) for _, up, _ in found], 1)
-            stacks.append((module, down, up, [adapter for adapter, _, down in found for _ in range(len(down))]))
+            owners = tuple(adapter for adapter, _, down in found for _ in range(len(down)))
+            # Layers alike in this share one object, by which they share a gate.
+            stacks.append((module, down, up, kinds.setdefault((owners, down.dtype, down.device), owners)))
         return stacks
 
 

@@ -154,10 +154,15 @@ def check_logits(logits: Tensor) -> None:
         ModelError: A score is NaN or +infinity.
     """
     if bool(torch.isnan(logits).any() | torch.isposinf(logits).any()):
-        raise ModelError(
-            f"{int((~torch.isfinite(logits)).sum())} of the model's {logits.numel()} scores are not finite; its "
-            "weights are broken or overflow in this dtype: load it again, in float32 if it was in float16"
-        )
+        raise broken_scores(logits)
+
+
+def broken_scores(logits: Tensor) -> ModelError:
+    """Return the error for scores from which no token can be chosen."""
+    return ModelError(
+        f"{int((~torch.isfinite(logits)).sum())} of the model's {logits.numel()} scores are not finite; its "
+        "weights are broken or overflow in this dtype: load it again, in float32 if it was in float16"
+    )
 
 
 def ends_of(model: Any, tokenizer: Any) -> set[int]:

@@ -67,6 +67,11 @@ class EndpointEngine:
     def turn(self) -> None:
         """Nothing is computed here."""
 
+    def fail(self, error: BaseException) -> None:
+        """End all answers."""
+        for row in list(self._open):
+            row.end("failed", error)
+
     def sweep(self) -> None:
         """Cut the connections of stopped answers."""
         for row, connection in list(self._open.items()):

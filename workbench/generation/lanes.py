@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.generation.decoder import Decoder, check_logits, evaluating, joinable_cache
+from workbench.generation.decoder import Decoder, broken_scores, evaluating, joinable_cache
 from workbench.generation.requests import Answer, State
 from workbench.generation.routers import capture, has_routers, routing_of, sequence_routes
 from workbench.records import RoutingTrace
@@ -98,6 +98,13 @@ class Engine:
             self.lanes[key] = self.lanes.pop(key)
         self.sweep()
 
+    def fail(self, error: BaseException) -> None:
+        """End all answers; what comes next finds the engine empty."""
+        for lane in self.lanes.values():
+            for row in lane.rows + lane.fresh:
+                row.end("failed", error)
+        self.lanes.clear()
+
     def sweep(self) -> None:
         """Free the rows of stopped answers, and lanes that have ended."""
         for key, lane in list(self.lanes.items()):
@@ -122,22 +129,36 @@ class Lane:
         """Read the fresh rows, or write one token for each row; an error ends the answers that it belongs to."""
         self.drop_stopped()
         fresh, self.fresh = self.fresh, []
-        try:
-            if fresh:
-                decoder = self.engine.decoder([row.prompt for row in fresh])
-                going = self._step(decoder, fresh)
-                if going and self.decoder is None:
-                    self.decoder = decoder
-                elif going:
-                    self.decoder.join(decoder)
-                self.rows += going
-            elif self.decoder is not None:
+        if fresh:
+            self._read(fresh)
+        elif self.decoder is not None:
+            try:
                 self.rows = self._step(self.decoder, self.rows)
-        except Exception as error:
-            for row in fresh or self.rows:
-                row.end("failed", error)
-            self.rows = [row for row in self.rows if row.answer.state == "writing"]
+            except Exception as error:
+                self._fail(self.rows, error)
         self.decoder = self.decoder if self.rows else None
+
+    def _read(self, fresh: list[Row]) -> None:
+        try:
+            decoder = self.engine.decoder([row.prompt for row in fresh])
+            going = self._step(decoder, fresh)
+        except Exception as error:
+            if len(fresh) == 1:
+                self._fail(fresh, error)
+            else:
+                for row in fresh:
+                    self._read([row])
+            return
+        if going and self.decoder is None:
+            self.decoder = decoder
+        elif going and self.decoder is not None:
+            self.decoder.join(decoder)
+        self.rows += going
+
+    def _fail(self, rows: list[Row], error: BaseException) -> None:
+        for row in rows:
+            row.end("failed", error)
+        self.rows = [row for row in self.rows if row.answer.state == "writing"]
 
     def drop_stopped(self) -> None:
         """Take out the rows whose answers shall stop."""
@@ -168,7 +189,7 @@ class Lane:
         self.engine.working += time.perf_counter() - entered
         for place, (row, token, bad) in enumerate(zip(rows, *chosen, strict=True)):
             if bad:
-                _fail(row, scores[place])
+                row.end("failed", broken_scores(scores[place]))
             elif token in row.ends:
                 row.end("done")
             else:
@@ -204,10 +225,3 @@ def choose(scores: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         noise = [torch.empty_like(shares[:1]).exponential_(generator=rows[place].generator) for place in warm]
         tokens[warm] = (shares / torch.cat(noise)).argmax(-1)
     return tokens, (torch.isnan(scores) | torch.isposinf(scores)).any(-1)
-
-
-def _fail(row: Row, scores: Tensor) -> None:
-    try:
-        check_logits(scores)
-    except Exception as error:
-        row.end("failed", error)

@@ -160,14 +160,14 @@ class Scheduler:
                 jobs, self._jobs = self._jobs, []
             for answer in admitted:
                 self._admit(answer)
-            for engine in self._engines if stops or closing else ():
-                engine.sweep()
             for job in jobs:
                 job()
+            for engine in self._engines if stops or closing or jobs else ():
+                _safely(engine, engine.sweep)
             if closing:
                 break
             for engine in self._busy():
-                engine.turn()
+                _safely(engine, engine.turn)
         with self._changed:
             for answer in self._waiting:
                 answer.end("stopped")
@@ -223,3 +223,11 @@ class Scheduler:
                 self._counts[answer.state] += 1
                 self._counts["tokens"] += len(answer.token_ids)
         self._writing = [answer for answer in self._writing if not answer.wait(0)]
+
+
+def _safely(engine: Engine | EndpointEngine, work: Callable[[], None]) -> None:
+    """Keep the worker alive, whatever happens to one engine."""
+    try:
+        work()
+    except Exception as error:
+        engine.fail(error)

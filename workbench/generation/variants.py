@@ -59,6 +59,13 @@ class Variant:
             return Row(answer=answer, prompt=[], room=0, ends=set(), choice=None, generator=None)
         model = self.engine.model
         prompt = encode_prompt(self.tokenizer, request.messages)
+        size = model.get_input_embeddings().weight.shape[0]
+        if max(prompt) >= size:
+            # On a GPU such a token would break the whole process.
+            raise ConfigError(
+                f"the tokenizer gave token {max(prompt)} and variant {self.name!r} has {size}; all variants of a "
+                "comparison share one tokenizer, which must be theirs"
+            )
         generator = torch.Generator(device=model.device).manual_seed(request.seed) if request.temperature else None
         room = min(request.max_new_tokens, room_after(model, len(prompt)))
         ends = ends_of(model, self.tokenizer)
@@ -144,6 +151,11 @@ class _Maker:
 
     def _folder(self, name: str, base: Any, folder: Path) -> Variant:
         engine = self._mixed(base)
+        if not engine.adapters.mixing:
+            raise ConfigError(
+                f"variant {name!r}: its base has adapters within that cannot share a batch; pass the folder with a "
+                "base of its own"
+            )
         if read_json_object(folder / "adapter_config.json").get("peft_type") in ("LORA", "ADALORA"):
             with suppress(ConfigError):
                 engine.adapters.add_folder(name, folder)
