@@ -25,6 +25,7 @@ SPARSE = [name for name, rule in RULES.items() if rule.sparse]
 RANDOM = [name for name in SPARSE if RULES[name].trim in ("random", "della")]
 TRIMMED = [name for name in SPARSE if name not in RANDOM]
 WEIGHTS = [(0.6, 0.4), (1.0, 0.5, 0.7), (0.7,), (1.0, 1.0), (0.2, -0.1), (2.0, 0.0, 1.0), (1.0, -1.0)]
+GAMMAS, EPSILONS = (0.02, 0.1, 0.0), (0.15, 0.1, 0.05)
 EDGES = ["usual", "no change", "antipodal", "one changed", "scalar", "vector"]
 
 
@@ -51,8 +52,10 @@ def theirs(method, base, parents, settings, **formats):
     asked = {NAMES[name]: getattr(settings, name) for name in rule.options & set(NAMES) if method != "nuslerp"}
     if rule.weighted and method != "karcher":
         asked["weight"] = list(settings.weights)
-    if settings.density is not None:
-        asked["density"] = list(settings.density)
+    own = {"density", "gamma", "epsilon"} & rule.options
+    asked |= {name: list(values) for name in own if (values := getattr(settings, name)) is not None}
+    if settings.vectors is not None:
+        asked |= {"nuslerp_flatten": False, "nuslerp_row_wise": settings.vectors == "first"}
     if method == "multislerp":
         asked["normalize_weights"] = asked.pop("normalize")
     return methods.merge_tensors(
@@ -109,7 +112,10 @@ def task_vector_cases():
 def test_trimmed_task_vectors(case):
     method, dtype, edge, weights, density = case
     base, parents = family(len(weights), dtype, edge)
-    for changes in ({}, {"lambda_": 0.6, "normalise": sum(weights) != 0, "rescale": True}):
+    for changes in (
+        {},
+        {"lambda_": 0.6, "normalise": sum(weights) != 0, "rescale": True, "gamma": GAMMAS[: len(weights)]},
+    ):
         changes = {name: value for name, value in changes.items() if name in RULES[method].options}
         density_of = {} if method == "task_arithmetic" else {"density": (density,) * len(parents)}
         asked = RuleSettings(weights=weights, **density_of, **changes)
@@ -160,7 +166,8 @@ def test_random_masks_put_into_mergekit_give_our_merge(case, monkeypatch):
     if edge == "scalar" and RULES[method].trim == "della" and density < 1:
         return  # mergekit divides 0 by 0 in a row of one entry
     base, parents = family(len(weights), dtype, edge)
-    asked = RuleSettings(weights=weights, density=(density,) * len(parents), seed=3, name="model.layers.0.q_proj")
+    own = {"density": (density,) * len(parents), "epsilon": EPSILONS[: len(parents)]}
+    asked = RuleSettings(weights=weights, **own, seed=3, name="model.layers.0.q_proj")
     masks = [keep(method, parent, base, asked, index).mask for index, parent in enumerate(parents)]
     draws = Draws([mask for mask in masks if mask is not None])
     monkeypatch.setattr(torch, "bernoulli", draws)
@@ -170,9 +177,9 @@ def test_random_masks_put_into_mergekit_give_our_merge(case, monkeypatch):
     ours, other = (merged.float() if dtype == DOUBLE else merged for merged in (ours, other))
     assert apart(ours, other, base, parents, asked) <= few
     assert len(draws.probabilities) == (len(parents) if density < 1 else 0)
-    for parent, asked_for in zip(parents, draws.probabilities):
+    for index, (parent, asked_for) in enumerate(zip(parents, draws.probabilities)):
         if RULES[method].trim == "della" and edge in ("usual", "vector") and dtype == FLOAT:
-            chances = keep_probabilities(parent, base, asked, density)
+            chances = keep_probabilities(parent, base, asked, density, index)
             # Equal magnitudes of a row may stand in another order.
             assert ((chances.view(asked_for.shape) - asked_for).abs() > 1e-6).double().mean() < 0.002
         elif RULES[method].trim == "random":
@@ -243,6 +250,20 @@ def test_means_and_arcs(case, edge):
     # mergekit at work in float32 loses a few digits of small angles and of sums over the tensor.
     if method != "slerp" and edge == "usual":
         assert apart(ours, theirs(method, base, parents, asked), base, parents, scaled) <= 16
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, BF16, HALF, DOUBLE])
+@pytest.mark.parametrize("which", ["first", "last"])
+@pytest.mark.parametrize("edge", ["usual", "one changed", "vector"])
+@pytest.mark.parametrize("with_base", [True, False])
+def test_nuslerp_by_vectors(dtype, which, edge, with_base):
+    base, parents = family(2, dtype, edge)
+    base = base if with_base else None
+    for weights in WEIGHTS[:1] + WEIGHTS[3:5]:
+        asked = RuleSettings(weights=weights, vectors=which)
+        ours = merge_tensor("nuslerp", parents, base, asked)
+        double = theirs("nuslerp", base, parents, asked, dtype=DOUBLE, out_dtype=DOUBLE)
+        assert apart(ours, double.to(dtype), base, parents, asked) <= 4
 
 
 @pytest.mark.parametrize("dtype", [FLOAT, BF16, HALF, DOUBLE])

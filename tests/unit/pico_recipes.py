@@ -17,8 +17,9 @@ def recipe(**changes):
 
 FULL = {
     "density": [0.5, {"mlp": [0.2, 0.8], "*": 1}],
-    "gamma": 0.02,
-    "epsilon": 0.1,
+    "gamma": [0.02, {"mlp": [0.1, 0.2], "*": 0.5}],
+    "epsilon": [0.1, 0.05],
+    "vectors": "first",
     "lambda_": {"norm": 0, "*": [1, 0.5]},
     "t": [0.1, 0.2],
     "select_topk": 0.7,

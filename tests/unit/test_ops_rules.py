@@ -1,5 +1,6 @@
 """Every merge rule on tensors small enough to work by hand, at its edges, and what it refuses."""
 
+import itertools
 import math
 
 import pytest
@@ -104,6 +105,20 @@ def test_nuslerp_by_hand():
     assert merge("nuslerp", [a, b], weights=(1.0, -1.0)).tolist() == pytest.approx([2 * half, half])
     assert merge("nuslerp", [a, -3 * a], weights=(3.0, 1.0)).tolist() == pytest.approx([0.0, 0.0])
     assert merge("nuslerp", [a, 3 * a], weights=(3.0, 1.0)).tolist() == pytest.approx([3.0, 0.0])
+
+
+@pytest.mark.parametrize("base", [None, torch.randn(3, 4, 5)])
+def test_nuslerp_by_vectors_is_nuslerp_of_each(base):
+    pair = [torch.randn(3, 4, 5) for _ in range(2)]
+    last, first = (merge("nuslerp", pair, base, weights=(0.7, 0.3), vectors=which) for which in ("last", "first"))
+    for place in itertools.product(range(3), range(4), range(5)):
+        for merged, where in ((last, (*place[:2],)), (first, (slice(None), *place[1:]))):
+            origin = None if base is None else base[where]
+            alone = merge("nuslerp", [x[where] for x in pair], origin, weights=(0.7, 0.3))
+            torch.testing.assert_close(merged[where], alone)
+    flat = [x.flatten() for x in pair]
+    torch.testing.assert_close(merge("nuslerp", flat, vectors="first"), merge("nuslerp", flat))
+    assert merge("nuslerp", [x[0, 0, 0] for x in pair], vectors="last").shape == ()
 
 
 def test_means_on_the_sphere_by_hand():
@@ -249,9 +264,9 @@ FAULTS = {
     "no number": ("ties", {"weights": (1.0, math.nan)}, "one finite number per parent"),
     "densities": ("ties", {"density": (0.5,)}, r"density=\[0.5\] for 2 weights"),
     "density": ("ties", {"density": (0.5, 1.5)}, r"density=\[0.5, 1.5\]; it is a share .*from 0 to 1"),
-    "gamma": ("breadcrumbs", {"gamma": -0.1}, r"gamma=\[-0.1\]; it is a share"),
+    "gamma": ("breadcrumbs", {"gamma": -0.1}, r"gamma=\[-0.1, -0.1\]; it is a share"),
     "topk": ("sce", {"select_topk": 2.0}, r"select_topk=\[2.0\]; it is a share"),
-    "epsilon": ("della", {"epsilon": -0.1}, "epsilon=-0.1; it is a finite number, epsilon at least 0"),
+    "epsilon": ("della", {"epsilon": -0.1}, r"epsilon=\[-0.1.*\]; it is at least 0"),
     "della": ("della", {"density": (0.9, 0.5)}, r"density=0.9 with epsilon=0.15: .*0.75 to 1.05.*Lower epsilon"),
     "lambda": ("ties", {"lambda_": math.inf}, "lambda_=inf; it is a finite number"),
     "seed": ("dare_ties", {"seed": 0.5}, "seed=0.5; it is a whole number"),
@@ -259,6 +274,7 @@ FAULTS = {
     "not in peft": ("della", {"semantics": "peft"}, "PEFT has only linear, task_arithmetic"),
     "threshold": ("ties", {"threshold": (1.0, 1.0)}, "threshold given; .*with semantics='paper'"),
     "rescale": ("ties", {"rescale": True, "semantics": "paper"}, "rescale=True with ties .*no such factor"),
+    "vectors": ("slerp", {"vectors": "last"}, "vectors='last' with slerp; only nuslerp has it"),
     "t": ("nearswap", {"count": 1}, "nearswap with t=None"),
     "sum": ("task_arithmetic", {"weights": (1.0, -1.0), "normalise": True}, "sum to 0, by which task_arithmetic"),
     "sum on the sphere": ("multislerp", {"weights": (1.0, -1.0)}, "sum to 0, by which multislerp divides"),

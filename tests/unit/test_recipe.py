@@ -92,7 +92,12 @@ def test_ratio_is_the_second_parents_share():
         ({"method": "ties", "base": "c", "lambda_": "all"}, r"lambda_ is 'all'"),
         ({"method": "ties", "base": "c", "semantics": "mine"}, r"semantics='mine'; it is one of paper, mergekit, peft"),
         ({"method": "breadcrumbs", "base": "c", "semantics": "peft"}, r"semantics='peft' with breadcrumbs; PEFT has"),
-        ({"method": "breadcrumbs", "base": "c", "gamma": {"mlp": 2, "*": 0}}, r"gamma has the value 2; it is from 0"),
+        (
+            {"method": "breadcrumbs", "base": "c", "gamma": {"mlp": 2, "*": 0}},
+            r"gamma\[0\] has the value 2; it is from 0",
+        ),
+        ({"method": "nuslerp", "vectors": "rows"}, r"vectors='rows'; it is 'first', 'last' or None"),
+        ({"vectors": "last"}, r"vectors='last'; slerp has no use for it"),
         ({"method": "dare_ties", "base": "c", "seed": 0.5}, r"seed=0\.5; it is a whole number"),
         ({"method": "della", "base": "c", "density": 0.9}, r"density=0\.9 with epsilon=0\.15: .* Lower epsilon"),
         ({"method": "sce", "base": "c", "select_topk": [0, 2]}, r"select_topk has the value 2; it is from 0 to 1"),
@@ -196,8 +201,8 @@ def test_seed_semantics_and_weights_of_karcher_stay_in_json_for_mergekit_has_no_
 def test_settings_are_read_at_a_tensor():
     told = full("ties").settings_at("model.layers.1.mlp.up_proj.weight", 0.5)
     assert (told.weights, told.density, told.lambda_, told.name) == ((0.375, 2.0), (0.5, 0.5), 0.75, told.name)
-    assert (told.normalise, told.rescale, told.gamma) == (True, False, 0.01)
-    assert full("breadcrumbs").settings_at("x", 0).gamma == 0.02
+    assert (told.normalise, told.rescale, told.gamma) == (True, False, (0.01, 0.01))
+    assert full("breadcrumbs").settings_at("x", 0).gamma == (0.02, 0.5)
     assert full("ties", density=0.25).density == (0.25, 0.25)
 
 

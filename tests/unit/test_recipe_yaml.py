@@ -4,7 +4,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico_recipes import recipe, weights
+from pico_recipes import full, recipe, weights
 
 import workbench as wb
 from workbench.errors import ConfigError
@@ -26,16 +26,26 @@ dtype: float16
 
 def test_a_published_configuration_with_its_base_among_the_models_is_read():
     read = wb.MergeRecipe.from_yaml(PUBLISHED_TIES)
-    assert (read.base, read.parents, read.gamma, read.lambda_) == ("org/base", ("org/one", "org/two"), 0.02, 1.1)
-    assert read.density == ((1.0, 0.7, 0.1), 0.5)
+    assert (read.base, read.parents, read.lambda_) == ("org/base", ("org/one", "org/two"), 1.1)
+    assert (read.density, read.gamma) == (((1.0, 0.7, 0.1), 0.5), (0.02, 0.02))
     assert wb.MergeRecipe.from_yaml(read.to_yaml(absolute=False)) == read
     other = PUBLISHED_TIES.replace("weight: 1.0, gamma: 0.02", "weight: 1.0, gamma: 0.05")
-    with pytest.raises(ConfigError, match=r"'gamma' differs between the models \(0\.05 and 0\.02\); .* one for all"):
-        wb.MergeRecipe.from_yaml(other)
+    alone = other.replace("1], gamma: 0.02", "1]")
+    assert wb.MergeRecipe.from_yaml(other).gamma == (0.05, 0.02)
+    assert wb.MergeRecipe.from_yaml(alone).gamma == (0.05, 0.01)
     part = PUBLISHED_TIES.replace("density: 0.5", "density: [{filter: mlp, value: 0.5}]")
     assert wb.MergeRecipe.from_yaml(part).density[1] == freeze_weight({"mlp": 0.5, "*": 1.0}, "density")
     with pytest.raises(ConfigError, match=r"'int8_mask' among the parameters of breadcrumbs_ties has no place"):
         wb.MergeRecipe.from_yaml(PUBLISHED_TIES.replace("lambda: 1.1", "int8_mask: true"))
+
+
+def test_the_vectors_of_nuslerp_are_two_switches_of_mergekit():
+    whole = full("nuslerp", vectors=None)
+    assert "nuslerp" not in (yaml.safe_load(whole.to_yaml(absolute=False)).get("parameters") or {})
+    last = yaml.safe_load(whole.replace(vectors="last").to_yaml(absolute=False))
+    assert last["parameters"] == {"nuslerp_flatten": False}
+    flat = yaml.safe_dump(last | {"parameters": {"nuslerp_flatten": True, "nuslerp_row_wise": True}})
+    assert wb.MergeRecipe.from_yaml(flat).vectors is None
 
 
 def same_merge(one, other):

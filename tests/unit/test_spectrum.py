@@ -25,7 +25,7 @@ from transformers import (
 from workbench.errors import ConfigError, MergeError
 from workbench.merging import rows as rows_module
 from workbench.merging.live import LiveMerge
-from workbench.merging.recipe import MergeRecipe
+from workbench.merging.recipe import METHODS, MergeRecipe
 from workbench.merging.rows import RowEmbedding, RowLinear, RowNorm
 from workbench.merging.spectrum import RatioSpectrum, spectrum_recipes
 
@@ -139,6 +139,9 @@ SPARSE = {
     "della": [TRIMMED, TRIMMED | {"epsilon": 0.1}],
     "breadcrumbs": [TRIMMED | {"weights": [0.4, 0.3], "normalise": True}, TRIMMED | {"weights": [2, 1]}],
     "multislerp": [{"weights": [0.3, 0.7]}, {"weights": [0.6, 0.4]}],
+    "nuslerp": [{"weights": [0.3, 0.7], "vectors": "last"}, {"weights": [0.3, 0.7]}],
+    "arcee_fusion": [{}],
+    "sce": [{"select_topk": 0.5}, {}],
     "nearswap": [{"t": 0.05, "base": "x/base"}, {"t": 0.3, "base": "x/base"}],
 }
 
@@ -147,7 +150,7 @@ SPARSE = {
 @pytest.mark.parametrize("semantics", ["mergekit", "paper"])
 def test_methods_with_a_base_write_what_they_write_alone(method: str, semantics: str) -> None:
     *models, base = random_models(FAMILIES["qwen3"], 3)
-    names = NAMES[:1] if method == "nearswap" else NAMES
+    names = NAMES[: METHODS[method].most]
     shared = {"parents": names, "method": method, "semantics": semantics}
     origin = {} if method == "multislerp" else {"base": "x/base"}
     recipes = [MergeRecipe(**(shared | origin | changes)) for changes in SPARSE[method]]
@@ -155,6 +158,22 @@ def test_methods_with_a_base_write_what_they_write_alone(method: str, semantics:
     spectrum = RatioSpectrum(recipes, live=live)
     alone = one_by_one(live, recipes, prompts())
     assert torch.equal(written(spectrum.model, spectrum.expand(prompts())), alone)
+
+
+def test_recipes_of_some_of_the_models_stand_side_by_side() -> None:
+    models = random_models(FAMILIES["llama"], 2)
+    live = LiveMerge(MergeRecipe(parents=NAMES), models=models, exact=True)
+    swap = {"parents": NAMES[1:], "base": NAMES[0]}
+    recipes = [live.recipe, *(live.recipe.with_method("nearswap", **swap, t=t) for t in (0.05, 0.3))]
+    recipes.append(live.recipe.with_method("arcee_fusion", **swap))
+    recipes.append(live.recipe.with_method("task_arithmetic", **swap, weights=[0.5]))
+    spectrum = RatioSpectrum(recipes, live=live)
+    assert torch.equal(written(spectrum.model, spectrum.expand(prompts())), one_by_one(live, recipes, prompts()))
+    live.apply(recipes[-1])
+    half = live.model.state_dict()["lm_head.weight"]
+    torch.testing.assert_close(half, (models[0].lm_head.weight.data + models[1].lm_head.weight.data) / 2)
+    live.reset(NAMES[1])
+    assert live.recipe.parents == tuple(NAMES)
 
 
 def test_fixed_masks_need_one_component_for_each_parent() -> None:

@@ -162,7 +162,7 @@ class LiveMerge:
             ConfigError: The recipe is for another number of layers.
         """
         recipe = recipe or self.recipe
-        if recipe.rule.entrywise:
+        if recipe.entrywise:
             raise MergeError(
                 f"{recipe.method} weighs every entry by itself, so that no tensor has one number per parent. Ask for "
                 "the coefficients of a method such as linear, slerp or task_arithmetic."

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from workbench.errors import ConfigError
 from workbench.merging.coefficients import tensor_settings
-from workbench.merging.mergekit_yaml import mergekit_names
-from workbench.merging.recipe import MergeRecipe
+from workbench.merging.mergekit_yaml import VECTORS, mergekit_names
+from workbench.merging.recipe import OWN, MergeRecipe
 from workbench.merging.sources import Parent, adopt_sources, load_sources
 from workbench.merging.weights import depth_positions
 from workbench.ops.merging import linear_mix
@@ -144,8 +144,7 @@ def _by_mergekit(method: str, tensors: Sequence[Tensor], base: Tensor | None, se
         asked["t"] = linear_mix(settings.weights).coefficients[1]
     else:
         asked["weight"] = list(settings.weights)
-    if settings.density is not None:
-        asked["density"] = list(settings.density)
+    asked |= {name: list(settings.own(name)) for name in OWN} | VECTORS.get(settings.vectors or "", {})
     known = _parameters(method)
     return merge_tensors(
         [*tensors] if base is None else [base, *tensors],

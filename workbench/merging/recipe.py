@@ -17,16 +17,17 @@ METHODS = RULES
 
 DTYPES = ("float32", "bfloat16", "float16")
 
+OWN = ("density", "gamma", "epsilon")
+"""The settings that each parent may have a value of its own of, from 0 to 1."""
+
 SHARED = {
-    "gamma": (0, 1),
-    "epsilon": (0, 1),
     "lambda_": (-math.inf, math.inf),
     "t": (0, math.inf),
     "select_topk": (0, 1),
 }
 """The settings with one value for all parents, each with its range."""
 
-_OPTIONS = ("base", "density", *SHARED, "normalise", "rescale", "seed")
+_OPTIONS = ("base", *OWN, *SHARED, "vectors", "normalise", "rescale", "seed")
 
 
 def options_of(method: str) -> frozenset[str]:
@@ -60,12 +61,16 @@ class MergeRecipe:
         base: The model that task vectors are measured from; no parent.
         density: The share of each task vector's entries that is kept, 0 to 1: a number or a dict of filters for all
             parents, or a list with one for each, of the forms of a weight. None keeps all.
-        gamma: `breadcrumbs`, `breadcrumbs_ties`: the share of the largest entries that is dropped; None is 0.01.
-        epsilon: `della`, `della_linear`: how far the keep-probability moves with the magnitude; None is 0.15.
+        gamma: `breadcrumbs`, `breadcrumbs_ties`: the share of the largest entries that is dropped; None is 0.01. Of the
+            forms of `density`.
+        epsilon: `della`, `della_linear`: how far the keep-probability moves with the magnitude; None is 0.15. Of the
+            forms of `density`.
         lambda_: Factor of the merged task vector; None is 1.
         t: `nearswap`: the difference up to which an entry is swapped; it must be given there.
-        select_topk: `sce`: the share of entries of largest variance that is merged; None is 1. The five settings from
-            `gamma` to here are of the forms of a weight.
+        select_topk: `sce`: the share of entries of largest variance that is merged; None is 1. `lambda_`, `t` and
+            this are of the forms of a weight.
+        vectors: `nuslerp`: `"last"` moves every vector along a tensor's last dimension on an arc of its own, `"first"`
+            every one along the first; None moves the tensor as one vector.
         normalise: Divide by the sum of the weights; None is the method's habit.
         rescale: Make up for dropped entries by a factor; None is the method's habit.
         seed: Seed of the random masks of `dare_*` and `della*`.
@@ -89,6 +94,7 @@ class MergeRecipe:
     lambda_: Any = None
     t: Any = None
     select_topk: Any = None
+    vectors: str | None = None
     normalise: bool | None = None
     rescale: bool | None = None
     seed: int = 0
@@ -131,13 +137,14 @@ class MergeRecipe:
             )
 
     def _freeze_settings(self) -> None:
-        if self.density is not None:
-            one = not isinstance(self.density, str) and isinstance(self.density, Sequence)
-            values = self.density if one else [self.density] * len(self.parents)
-            frozen = _freeze_weights(values, len(self.parents), "density")
-            object.__setattr__(self, "density", frozen)
-            for index, weight in enumerate(frozen):
-                _check_range(f"density[{index}]", weight, 0, 1)
+        for name in OWN:
+            if (value := getattr(self, name)) is not None:
+                one = not isinstance(value, str) and isinstance(value, Sequence)
+                values = value if one else [value] * len(self.parents)
+                frozen = _freeze_weights(values, len(self.parents), name)
+                object.__setattr__(self, name, frozen)
+                for index, weight in enumerate(frozen):
+                    _check_range(f"{name}[{index}]", weight, 0, 1)
         for name, (low, high) in SHARED.items():
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, freeze_weight(value, name))
@@ -167,8 +174,9 @@ class MergeRecipe:
                 settings[name] = value
         if self.method == "nearswap" and self.t is not None:
             settings.setdefault("t", 1.0)
-        if self.density and all(isinstance(density, float) for density in self.density):
-            settings["density"] = self.density
+        for name in OWN:
+            if (values := getattr(self, name)) and all(isinstance(value, float) for value in values):
+                settings[name] = values
         weights: Any = self._weights if numbers else (1.0,) * len(self.parents)
         return RuleSettings(weights=weights, **settings)
 
@@ -179,7 +187,12 @@ class MergeRecipe:
 
     @property
     def _flags(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("normalise", "rescale", "seed", "semantics")}
+        return {name: getattr(self, name) for name in ("normalise", "rescale", "seed", "semantics", "vectors")}
+
+    @property
+    def entrywise(self) -> bool:
+        """Whether no tensor has one number for each parent, since its entries or vectors are weighed by themselves."""
+        return self.rule.entrywise or self.vectors is not None
 
     @property
     def _weights(self) -> tuple[Weight, ...]:
@@ -217,8 +230,9 @@ class MergeRecipe:
         for key in SHARED:
             if (value := getattr(self, key)) is not None:
                 told[key] = weight_at(value, name, position)
-        if self.density is not None:
-            told["density"] = [weight_at(part, name, position) for part in self.density]
+        for key in OWN:
+            if (values := getattr(self, key)) is not None:
+                told[key] = [weight_at(value, name, position) for value in values]
         return RuleSettings(weights=self.weights_at(name, position), threshold=threshold, name=name, **told)
 
     def replace(self, **changes: Any) -> MergeRecipe:
@@ -265,7 +279,7 @@ class MergeRecipe:
     def to_json(self) -> str:
         """Return the recipe as JSON text, without the fields that were left out."""
         values = {name: getattr(self, name) for name, default in _DEFAULTS.items() if getattr(self, name) != default}
-        for name in ("weights", "density"):
+        for name in ("weights", *OWN):
             if values.get(name) is not None:
                 values[name] = [thaw_weight(weight) for weight in values[name]]
         values |= {name: thaw_weight(values[name]) for name in SHARED if name in values}

@@ -90,7 +90,7 @@ def _magnitude_codes(tensor: Tensor, base: Tensor) -> Tensor:
 
 def _random_codes(method: str, tensor: Tensor, base: Tensor, settings: RuleSettings, parent: int) -> Tensor:
     values = torch.empty(tensor.numel(), dtype=torch.uint8, device=tensor.device)
-    pull = keep_probabilities(tensor, base, settings, 0.5).view(-1) if RULES[method].trim == "della" else None
+    pull = keep_probabilities(tensor, base, settings, 0.5, parent).view(-1) if RULES[method].trim == "della" else None
     start = 0
     for target in values.split(1 << 19):
         place = uniforms(start, len(target), settings=settings, parent=parent, device=tensor.device)
@@ -115,7 +115,7 @@ def span(method: str, settings: RuleSettings, parent: int) -> tuple[int, int]:
         target = max(1, target)
     # Only a density of 1 keeps all: DELLA's last code also holds what no smaller one may keep.
     target = min(target, LEVELS - 1)
-    top = round(LEVELS * settings.gamma) if outliers else 0
+    top = round(LEVELS * settings.own("gamma")[parent]) if outliers else 0
     top = min(top, LEVELS - target) if mergekit else top
     return top, min(LEVELS, top + target)
 

@@ -56,7 +56,7 @@ def _task_vectors(trim: Trim, *, elect: bool = False, normalise: bool = False) -
 RULES = {
     "linear": Rule(base="unused", normalise=True, options=frozenset({"normalise"})),
     "slerp": Rule(fewest=2, most=2, base="unused", options=frozenset({"t"})),
-    "nuslerp": Rule(fewest=2, most=2, base="optional", options=frozenset({"t"})),
+    "nuslerp": Rule(fewest=2, most=2, base="optional", options=frozenset({"t", "vectors"})),
     "multislerp": Rule(base="optional", normalise=True, options=frozenset({"normalise"})),
     "karcher": Rule(base="unused", normalise=True),
     "task_arithmetic": Rule(options=frozenset({"lambda_", "normalise"})),
@@ -82,13 +82,16 @@ class RuleSettings:
     Args:
         weights: w_i, one number per parent (the base is no parent).
         density: The share of each task vector's entries that is kept, 0 to 1, one per parent; None keeps all.
-        gamma: Breadcrumbs: the share of the largest entries that is dropped, 0 to 1.
-        epsilon: DELLA: how far the keep-probability moves with the magnitude, at least 0.
+        gamma: Breadcrumbs: the share of the largest entries that is dropped, 0 to 1; for all parents or one per parent,
+            kept as the latter.
+        epsilon: DELLA: how far the keep-probability moves with the magnitude, at least 0; like gamma.
         lambda_: Factor of the merged task vector.
         normalise: Divide by the sum of the weights (or the count, see `ops.rules`); None is the method's habit.
         rescale: Make up for dropped entries by a factor; None is the method's habit.
         t: `slerp`, `nuslerp`: place on the path, None for w_2 / (w_1 + w_2). `nearswap`: the difference up to which
             an entry is swapped, which it needs.
+        vectors: `nuslerp`: `"last"` moves every vector along the last dimension by itself, `"first"` every one along
+            the first; None the whole tensor as one.
         select_topk: `sce`: the share of entries of largest variance that is merged, 0 to 1.
         threshold: TIES with `semantics="paper"`: the magnitude from which entries are kept, one per parent, as
             `whole_model_threshold` finds it; None trims each tensor by itself.
@@ -102,12 +105,13 @@ class RuleSettings:
 
     weights: Sequence[float]
     density: Sequence[float] | None = None
-    gamma: float = 0.01
-    epsilon: float = 0.15
+    gamma: float | Sequence[float] = 0.01
+    epsilon: float | Sequence[float] = 0.15
     lambda_: float = 1.0
     normalise: bool | None = None
     rescale: bool | None = None
     t: float | None = None
+    vectors: Literal["first", "last"] | None = None
     select_topk: float = 1.0
     threshold: Sequence[float] | None = None
     seed: int = 0
@@ -115,30 +119,39 @@ class RuleSettings:
     semantics: Literal["paper", "mergekit", "peft"] = "mergekit"
 
     def __post_init__(self):
-        for field in ("weights", "density", "threshold"):
+        for field in ("gamma", "epsilon"):
+            if isinstance(value := getattr(self, field), float | int):
+                object.__setattr__(self, field, (value,) * len(self.weights))
+        for field in ("weights", "density", "gamma", "epsilon", "threshold"):
             if (values := getattr(self, field)) is not None:
                 numbers = tuple(float(value) for value in values)
                 object.__setattr__(self, field, numbers)
                 broken = not numbers or len(numbers) != len(self.weights) or not all(map(math.isfinite, numbers))
                 what = f"{field}={list(numbers)} for {len(self.weights)} weights"
                 _refuse(broken, f"{what}; it holds one finite number per parent. Give one for each.")
-        shares = {"density": self.density or (), "gamma": [self.gamma], "select_topk": [self.select_topk]}
+        shares = {"density": self.density or (), "gamma": self.gamma, "select_topk": [self.select_topk]}
         for field, values in shares.items():
             broken = not all(0.0 <= value <= 1.0 for value in values)
             _refuse(broken, f"{field}={list(values)}; it is a share of the entries. Give a number from 0 to 1.")
-        for field, least in {"epsilon": 0.0, "lambda_": -math.inf, "t": -math.inf}.items():
-            value = 0.0 if getattr(self, field) is None else getattr(self, field)
-            broken = not math.isfinite(value) or value < least
-            _refuse(broken, f"{field}={value!r}; it is a finite number, epsilon at least 0. Give one.")
+        for field, value in {"lambda_": self.lambda_, "t": self.t or 0.0}.items():
+            _refuse(not math.isfinite(value), f"{field}={value!r}; it is a finite number. Give one.")
+        broken = min(self.own("epsilon")) < 0
+        _refuse(broken, f"epsilon={list(self.own('epsilon'))}; it is at least 0. Give such a number.")
+        broken = self.vectors not in (None, "first", "last")
+        _refuse(broken, f"vectors={self.vectors!r}; it is 'first', 'last' or None. Use one of these.")
         _refuse(type(self.seed) is not int, f"seed={self.seed!r}; it is a whole number. Give an int.")
         known = ", ".join(SEMANTICS)
         _refuse(
             self.semantics not in SEMANTICS, f"semantics={self.semantics!r}; it is one of {known}. Use one of these."
         )
 
+    def own(self, field: str) -> Sequence[float]:
+        """Return what `density`, `gamma` or `epsilon` is for each parent."""
+        return (1.0,) * len(self.weights) if (values := getattr(self, field)) is None else values
+
     def density_of(self, parent: int) -> float:
         """Return the density of one parent's task vector."""
-        return 1.0 if self.density is None else self.density[parent]
+        return self.own("density")[parent]
 
 
 def _refuse(broken: bool, message: str) -> None:
@@ -186,8 +199,10 @@ def _check_semantics(method: str, rule: Rule, settings: RuleSettings) -> None:
     broken = bool(settings.rescale) and settings.semantics != "mergekit" and rule.trim in ("magnitude", "outliers")
     what = f"rescale=True with {method} and semantics={settings.semantics!r}, which has no such factor"
     _refuse(broken, f"{what}. Leave it out, or use semantics='mergekit'.")
-    spread = settings.epsilon if settings.semantics == "mergekit" else settings.epsilon / 2
-    for density in settings.density or () if rule.trim == "della" else ():
+    broken = settings.vectors is not None and "vectors" not in rule.options
+    _refuse(broken, f"vectors={settings.vectors!r} with {method}; only nuslerp has it. Leave it out.")
+    for density, epsilon in zip(settings.own("density"), settings.own("epsilon")) if rule.trim == "della" else ():
+        spread = epsilon if settings.semantics == "mergekit" else epsilon / 2
         broken = 0 < density < 1 and not (density - spread > 0 and density + spread < 1)
         what = f"probabilities run from {density - spread:g} to {density + spread:g} and must lie between 0 and 1"
-        _refuse(broken, f"density={density:g} with epsilon={settings.epsilon:g}: {what}. Lower epsilon.")
+        _refuse(broken, f"density={density:g} with epsilon={epsilon:g}: {what}. Lower epsilon.")

@@ -72,6 +72,8 @@ def merge_tensor(
     out = torch.empty_like(tensors[0], memory_format=torch.contiguous_format) if out is None else out
     if not out.numel():
         return out
+    if settings.vectors is not None:
+        return by_vectors(tensors, base, settings, out)
     if method in ELEMENTWISE and base is not None:
         return ELEMENTWISE[method](tensors, base, settings, out)
     if base is not None and (rule.sparse or method == "task_arithmetic"):
@@ -127,13 +129,47 @@ def _spherical(
 ) -> tuple[float, ...]:
     g = spheres.gram(tensors, base)
     if method == "nuslerp":
-        total = math.fsum(settings.weights)
-        halfway = abs(total) < 1e-6
-        t = settings.t if settings.t is not None else 0.5 if halfway else settings.weights[1] / total
-        return spheres.nuslerp(g, t)
+        return tuple(float(c) for c in spheres.arc(g[0, 0], g[1, 1], g[0, 1], _place(settings)))
     normalise = method == "karcher" or settings.normalise is not False
     weights = linear_mix(settings.weights, normalise=normalise).coefficients
     return {"multislerp": spheres.multislerp, "karcher": spheres.karcher}[method](g, weights)
+
+
+def _place(settings: RuleSettings) -> float:
+    total = math.fsum(settings.weights)
+    halfway = abs(total) < 1e-6
+    return settings.t if settings.t is not None else 0.5 if halfway else settings.weights[1] / total
+
+
+def by_vectors(tensors: Sequence[Tensor], base: Tensor | None, settings: RuleSettings, out: Tensor) -> Tensor:
+    """Write nuslerp with every vector along one dimension on an arc of its own.
+
+    Args:
+        tensors: Two tensors.
+        base: Same shape; with it, the vectors are those of the task vectors.
+        settings: Gives the dimension, `vectors`, and the place.
+        out: Receives the result.
+
+    Source: mergekit 0.1.5 (`nuslerp` with nuslerp_flatten=false; `"first"` is its nuslerp_row_wise).
+    """
+    dtype, t = sum_dtype(out), _place(settings)
+    target, *tables = (_vectors(x, settings.vectors) for x in (out, *tensors, *(() if base is None else (base,))))
+    step = max(1, CHUNK // target.shape[1])
+    for start in range(0, len(target), step):
+        a, b, *origin = (table[start : start + step].to(dtype) for table in tables)
+        if origin:
+            a, b = a - origin[0], b - origin[0]
+        dots = ((x.double() * y.double()).sum(1, keepdim=True) for x, y in ((a, a), (b, b), (a, b)))
+        first, second = (c.to(dtype) for c in spheres.arc(*dots, t))
+        merged = first * a + second * b
+        target[start : start + step].copy_(merged + origin[0] if origin else merged)
+    return out
+
+
+def _vectors(tensor: Tensor, which: str | None) -> Tensor:
+    """A view of the tensor with its vectors as rows."""
+    tensor = tensor.reshape(1) if tensor.ndim == 0 else tensor
+    return tensor.reshape(-1, tensor.shape[-1]) if which == "last" else tensor.reshape(len(tensor), -1).T
 
 
 def _pairs(tensors: Sequence[Tensor], base: Tensor, out: Tensor) -> Iterator[tuple[Tensor, ...]]:

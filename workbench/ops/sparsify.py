@@ -183,7 +183,7 @@ def keep(method: str, tensor: Tensor, base: Tensor, settings: RuleSettings, pare
     if rule.trim == "magnitude":
         mask = _trim(tensor, base, settings, parent)
     elif rule.trim == "outliers":
-        mask = _without_outliers(tensor, base, settings, density)
+        mask = _without_outliers(tensor, base, settings, parent)
     else:
         mask, probabilities = _random(rule.trim == "della", tensor, base, settings, parent)
     if mask is None:
@@ -207,9 +207,9 @@ def _trim(tensor: Tensor, base: Tensor, settings: RuleSettings, parent: int) -> 
     return top_mask(tensor, base, max(1, k) if settings.semantics == "mergekit" and density > 0 else k)
 
 
-def _without_outliers(tensor: Tensor, base: Tensor, settings: RuleSettings, density: float) -> Tensor | None:
-    count = tensor.numel()
-    target, top = int(density * count), int(settings.gamma * count)
+def _without_outliers(tensor: Tensor, base: Tensor, settings: RuleSettings, parent: int) -> Tensor | None:
+    count, density, gamma = tensor.numel(), settings.density_of(parent), settings.own("gamma")[parent]
+    target, top = int(density * count), int(gamma * count)
     if settings.semantics == "mergekit":
         if density >= 1:
             return None
@@ -227,7 +227,7 @@ def _random(
     mask = torch.empty(tensor.numel(), dtype=torch.bool, device=tensor.device)
     share: float | Tensor = density
     if by_magnitude and density > 0:
-        share = keep_probabilities(tensor, base, settings, density)
+        share = keep_probabilities(tensor, base, settings, density, parent)
     start = 0
     for target in mask.split(CHUNK):
         drawn = uniforms(start, target.numel(), settings=settings, parent=parent, device=tensor.device)
@@ -237,7 +237,9 @@ def _random(
     return mask.view(tensor.shape), share
 
 
-def keep_probabilities(tensor: Tensor, base: Tensor | None, settings: RuleSettings, density: float) -> Tensor:
+def keep_probabilities(
+    tensor: Tensor, base: Tensor | None, settings: RuleSettings, density: float, parent: int = 0
+) -> Tensor:
     """Return DELLA's probability of keeping each entry: the larger in its row, the likelier.
 
     With a the rank in a row of n, 0 for the smallest: mergekit, density - epsilon + 2 epsilon a / (n - 1);
@@ -249,13 +251,14 @@ def keep_probabilities(tensor: Tensor, base: Tensor | None, settings: RuleSettin
         base: Same shape, or None for zero.
         settings: Gives epsilon and semantics.
         density: The mean probability.
+        parent: The parent's index in the settings.
 
     Returns:
         float32, of the tensor's shape. A row of one entry has the density itself where mergekit has 0/0.
 
     Source: DELLA (arXiv 2406.11617), MAGPRUNE, in our reading; mergekit 0.1.5.
     """
-    mergekit, epsilon = settings.semantics == "mergekit", settings.epsilon
+    mergekit, epsilon = settings.semantics == "mergekit", settings.own("epsilon")[parent]
     tables = [None if x is None else x.reshape(1, -1) if x.ndim < 2 else x for x in (tensor, base)]
     if mergekit:
         tables = [None if x is None else x.movedim(1, -1) for x in tables]

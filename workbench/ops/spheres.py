@@ -37,28 +37,28 @@ def gram(tensors: Sequence[Tensor], base: Tensor | None = None) -> Tensor:
     return total.cpu()
 
 
-def _cosine(g: Tensor, i: int, j: int, least: float) -> float:
-    norms = [max(math.sqrt(g[k, k]), least) for k in (i, j)]
-    return max(-1.0, min(1.0, float(g[i, j]) / (norms[0] * norms[1])))
-
-
-def nuslerp(g: Tensor, t: float) -> tuple[float, ...]:
+def arc(aa: Tensor, bb: Tensor, ab: Tensor, t: float) -> tuple[Tensor, Tensor]:
     """Return the numbers of spherical interpolation by place t, without slerp's straight path at small angles.
 
     c_1 = sin((1-t) theta) / sin theta,  c_2 = sin(t theta) / sin theta, on one line c_1 = 1-t, c_2 = t.
 
     Args:
-        g: `(2, 2)` inner products.
+        aa: Inner products of first vectors with themselves, float64.
+        bb: Those of the second ones.
+        ab: Those of first with second ones.
         t: 0 is the first vector, 1 the second.
 
-    Source: mergekit 0.1.5 (`nuslerp`, flattened). Deviates: vectors within 1e-5 rad of one line take the straight
+    Returns:
+        c_1 and c_2, of the shape of `ab`.
+
+    Source: mergekit 0.1.5 (`nuslerp`). Deviates: vectors within 1e-5 rad of one line take the straight
     path, where mergekit asks for an exact one.
     """
-    cosine = _cosine(g, 0, 1, 1e-7)
-    if 1 - cosine * cosine <= _STRAIGHT:
-        return 1 - t, t
-    theta = math.acos(cosine)
-    return math.sin((1 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta)
+    cosine = (ab / (aa.sqrt().clamp(min=1e-7) * bb.sqrt().clamp(min=1e-7))).clamp(-1, 1)
+    straight = 1 - cosine.square() <= _STRAIGHT
+    theta = torch.where(straight, 1.0, cosine.acos())
+    first, second = (((place * theta).sin() / theta.sin()) for place in (1 - t, t))
+    return torch.where(straight, 1 - t, first), torch.where(straight, t, second)
 
 
 def multislerp(g: Tensor, weights: Sequence[float]) -> tuple[float, ...]:

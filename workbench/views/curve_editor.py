@@ -32,9 +32,6 @@ GROUPS = {
 }
 """The kinds of module, and the parts of tensor names that tell them; the first match counts, so norms come first."""
 
-LINEAR = ("linear", "slerp", "nuslerp", "multislerp", "karcher", "task_arithmetic", "model_stock")
-"""The methods with one coefficient for each parent and tensor."""
-
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
 WHOLE = "whole model"
@@ -280,7 +277,7 @@ def effective(recipe: Any, names: Iterable[str], live: Any = None) -> tuple[str,
     Raises:
         MergeError: The weights sum to 0 at a tensor.
     """
-    if live is not None and recipe.method in LINEAR:
+    if live is not None and not recipe.entrywise:
         return "Coefficient", live.coefficients(recipe)
     weights = {name: recipe.weights_at(name, place) for name, place in depth_positions(names).items()}
     if not _is_share(recipe):

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from workbench.errors import ConfigError, WorkbenchError
-from workbench.merging.recipe import SHARED
+from workbench.merging.recipe import OWN, SHARED
 from workbench.merging.weights import Filters, depth_positions
 from workbench.views.answers import short_names
 
@@ -58,7 +58,7 @@ def recipe_line(recipe: Any) -> str:
     elif recipe.rule.weighted:
         names = [f"{name} {_text(weight)}" for name, weight in zip(names, recipe.weights)]
     into = f" into {short_names([recipe.base])[0]}" if recipe.rule.most == 1 else ""
-    told = {name: getattr(recipe, name) for name in ("density", *SHARED)}
+    told = {name: getattr(recipe, name) for name in (*OWN, *SHARED)}
     settings = [f", {name.rstrip('_')} {_text(value, 'g')}" for name, value in told.items() if value is not None]
     return f"{recipe.method}: {', '.join(names)}{into}{''.join(settings)}"
 
