@@ -174,7 +174,7 @@ def test_closing_stops_everyone_and_refuses_more():
 def test_caches_are_freed_when_answers_end():
     def caches():
         gc.collect()
-        return sum(isinstance(one, DynamicCache) for one in gc.get_objects())
+        return sum(type(one) is DynamicCache for one in gc.get_objects())
 
     before = caches()
     with scheduler({"pico": pico(), "merged": LiveMerge(RECIPE, models=parents())}) as one:

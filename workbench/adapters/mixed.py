@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import Linear as LoraLinear
@@ -117,6 +119,14 @@ class MixedAdapters:
             # Layers alike in this share one object, by which they share a gate.
             stacks.append((module, down, up, kinds.setdefault((owners, down.dtype, down.device), owners)))
         return stacks
+
+
+def adapted_copy(base: Any, folder: str | Path) -> Any:
+    """Return a copy of a transformers model with a saved adapter of any kind in its layers.
+
+    transformers' own `load_adapter` leaves DoRA's magnitudes as they were initialised, so PEFT opens it.
+    """
+    return PeftModel.from_pretrained(copy.deepcopy(base), str(folder)).get_base_model().eval()
 
 
 class SequenceRoutes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -160,9 +159,9 @@ class _Maker:
             with suppress(ConfigError):
                 engine.adapters.add_folder(name, folder)
                 return self._variant(name, "adapter", engine, (name,))
-        whole = copy.deepcopy(base)
-        whole.load_adapter(str(folder))
-        return self._variant(name, "adapter", Engine(whole.eval()), ())
+        from workbench.adapters.mixed import adapted_copy
+
+        return self._variant(name, "adapter", Engine(adapted_copy(base, folder)), ())
 
     def _mixed(self, model: Any) -> AdapterEngine:
         from workbench.adapters.mixed import MixedAdapters
