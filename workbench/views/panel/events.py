@@ -51,7 +51,6 @@ class Events:
         tokenizer: Of all variants.
         limits: What one person may ask.
         store: Where votes go.
-        judges: Models that can say how surprising an answer is, by variant.
     """
 
     def __init__(
@@ -62,10 +61,9 @@ class Events:
         *,
         limits: Limits,
         store: VoteStore,
-        judges: Mapping[str, Any],
     ) -> None:
         self.scheduler, self.recipes, self.tokenizer = scheduler, dict(recipes), tokenizer
-        self.limits, self.store, self.judges = limits, store, dict(judges)
+        self.limits, self.store = limits, store
         self.rate = RateLimit(limits.asks_per_minute)
         self.running: dict[str, dict[str, Answer]] = {}
         self.ui = SimpleNamespace()
@@ -145,8 +143,8 @@ class Events:
     async def mark(self, mark: str, session: Session) -> dict:
         """Mark something else in the answers that are there."""
         session.mark, session.bits = mark, {}
-        await self._judge(session)
-        return self._panes(session)
+        trouble = await self._judge(session)
+        return {**self._panes(session), self.ui.status: said(trouble or asked(session), bad=bool(trouble))}
 
     def _read(self, given: Sequence[Any]) -> tuple[Session, Form]:
         session, prompt, view, chat, models, length, temperature, seed, mark, *shares = given
@@ -199,8 +197,12 @@ class Events:
             if self.running.get(tab) is live:
                 del self.running[tab]
         session.answers |= {name: self._written(answer, form) for name, answer in live.items()}
-        await self._judge(session)
-        yield {**self._panes(session), **self._buttons(session, writing=False), self.ui.status: said(asked(session))}
+        trouble = await self._judge(session)
+        yield {
+            **self._panes(session),
+            **self._buttons(session, writing=False),
+            self.ui.status: said(trouble or asked(session), bad=bool(trouble)),
+        }
 
     def _submit(self, session: Session, form: Form, name: str) -> Answer:
         settings = session.settings
@@ -224,12 +226,22 @@ class Events:
             routing=answer.routing,
         )
 
-    async def _judge(self, session: Session) -> None:
-        judge = self.judges.get(session.mark.removeprefix("surprise: "))
-        if judge is not None and session.ended:
-            for name in session.answered():
-                if ids := session.answers[name].token_ids:
-                    session.bits[name] = await asyncio.to_thread(judge, session.messages(name), ids)
+    async def _judge(self, session: Session) -> str:
+        """Measure how surprising each answer is to the chosen variant, in its present blend; return what failed."""
+        judge = session.mark.removeprefix("surprise: ")
+        if judge == session.mark or judge not in self.scheduler.variants or not session.ended:
+            return ""
+        stored = session.answers[judge].recipe if judge in session.order else ""
+        recipe = MergeRecipe.from_json(stored) if stored else None
+        for name in session.answered():
+            request = Request(judge, session.messages(name), recipe=recipe)
+            if ids := session.answers[name].token_ids:
+                try:
+                    bits = await asyncio.to_thread(self.scheduler.surprise, request, ids)
+                except WorkbenchError as error:
+                    return str(error)
+                session.bits[name] = bits.tolist()
+        return ""
 
     def _panes(self, session: Session) -> dict[Any, Any]:
         """Return every pane as it should look now; those of variants that were not asked vanish."""
@@ -264,7 +276,7 @@ class Events:
 
 def asked(session: Session) -> str:
     """Return what to do with the answers that are there."""
-    if len(session.answered()) < 2:
+    if not session.ended or session.voted or len(session.answered()) < 2:
         return "Done."
     return "Which answer is best? Choose below." if len(session.order) > 2 else "Which answer is better? Choose below."
 

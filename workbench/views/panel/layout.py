@@ -52,18 +52,19 @@ def _asking(events: Events, examples: Mapping[str, Sequence[str]]) -> None:
         ui.prompt = gr.Textbox(
             label="Question", placeholder="Ask something", lines=2, max_lines=6, scale=6, max_length=limits.prompt_chars
         )
-        with gr.Column(scale=1, min_width=110):
+        with gr.Column(scale=1, min_width=190):
             ui.send = gr.Button("Ask", variant="primary")
-            ui.stop = gr.Button("Stop", variant="stop", interactive=False)
+            with gr.Row(elem_classes="wb-two"):
+                ui.stop = gr.Button("Stop", variant="stop", interactive=False, min_width=70)
+                ui.again = gr.Button("Regenerate", interactive=False, min_width=100)
     ui.examples = []
     with gr.Row(elem_classes="wb-chips"):
         gr.HTML("Examples:", elem_classes="wb-note")
         for label, prompts in examples.items():
             ui.examples.append((gr.Button(label, size="sm", min_width=40), gr.State(-1), list(prompts)))
     with gr.Row(elem_classes="wb-views"):
-        ui.view = gr.Radio(VIEWS, value="named", show_label=False, container=False, scale=3)
-        ui.chat = gr.Checkbox(False, label="Conversation: remember the turns", container=False, scale=1, min_width=180)
-        ui.again = gr.Button("Regenerate", size="sm", interactive=False, scale=0, min_width=110)
+        ui.view = gr.Radio(VIEWS, value="named", label="View", show_label=False, container=False)
+        ui.chat = gr.Checkbox(False, label="Conversation", container=False)
 
 
 def _answers(events: Events, names: Sequence[str]) -> None:
@@ -101,7 +102,10 @@ def _settings(events: Events, names: Sequence[str]) -> None:
         )
         ui.temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature: 0 takes the likeliest word each time")
         ui.seed = gr.Number(0, label="Seed", precision=0)
-        marks = [*MARKS, *(f"surprise: {name}" for name in events.judges)]
+        marks = [
+            *MARKS,
+            *(f"surprise: {name}" for name, one in events.scheduler.variants.items() if one.kind != "endpoint"),
+        ]
         ui.mark = gr.Dropdown(marks, value=MARKS[0], label="Mark in the answers")
 
 
@@ -135,7 +139,7 @@ def _wire(events: Events, results: gr.Tab) -> None:
     for button, choice in [*zip(ui.best, LETTERS), (ui.tie, "tie"), (ui.bad, "bad")]:
         chosen = partial(events.vote, choice)
         button.click(chosen, [ui.state, ui.blind_only], [*shown, ui.results], api_name=False, **quick)
-    ui.mark.input(events.mark, [ui.mark, ui.state], ui.panes, api_name=False, show_progress="hidden")
+    ui.mark.input(events.mark, [ui.mark, ui.state], [ui.status, *ui.panes], api_name=False, show_progress="hidden")
     gr.on([results.select, ui.blind_only.input], events.results, ui.blind_only, ui.results, api_name="results", **quick)
 
 

@@ -168,19 +168,17 @@ def compare_panel(
     """
     if len(variants) > len(LETTERS):
         raise ConfigError(f"{len(variants)} variants; a panel has a letter for each, so at most {len(LETTERS)}")
-    merges = {name: given for name, given in variants.items() if hasattr(given, "live") or hasattr(given, "recipe")}
-    tokenizer = tokenizer or next((given.tokenizer for given in merges.values()), None)
+    tokenizer = tokenizer or next((given.tokenizer for given in variants.values() if hasattr(given, "tokenizer")), None)
     if tokenizer is None:
         raise ConfigError("tokenizer=None, and no merge among the variants brings one; pass their common tokenizer")
     made, limits = make_variants(variants, tokenizer), limits or Limits()
-    recipes = {name: given.recipe if hasattr(given, "recipe") else given.recipes[0] for name, given in merges.items()}
+    recipes = {name: one.choice for name, one in made.items() if one.kind in ("live", "spectrum")}
     events = Events(
         Scheduler(made, max_rows=limits.people, max_waiting=limits.waiting * len(variants)),
         {name: recipe for name, recipe in recipes.items() if recipe.ratio is not None},
         tokenizer,
         limits=limits,
         store=VoteStore(votes),
-        judges={},
     )
     shown = None if front is None else Picture(front, variant_points(front, variants) | dict(points or {}))
     named = examples if isinstance(examples, Mapping) else {text[:40]: [text] for text in examples}

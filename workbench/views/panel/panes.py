@@ -88,7 +88,8 @@ def _pane(title: str, state: str, before: str, body: str, foot: str) -> str:
 
 def _foot(answer: Written, named: bool) -> str:
     """Speed and recipe would give a hidden name away."""
-    parts = [f"{answer.tokens} tokens" if answer.tokens != 1 else "1 token"]
+    unit = "token" if answer.token_ids else "word"
+    parts = [f"{answer.tokens} {unit}{'s' * (answer.tokens != 1)}"]
     if named and answer.first_token_s is not None:
         writing = answer.seconds - answer.first_token_s
         parts += [f"{(answer.tokens - 1) / writing:.0f} tokens/s"] if answer.tokens > 1 and writing > 0 else []
@@ -108,7 +109,7 @@ def differing(text: str, others: Sequence[str]) -> str:
 
     Args:
         text: Any text; blanks and line breaks stay.
-        others: The texts to compare with; none marks nothing.
+        others: The texts to compare with; none marks nothing. With several there is no one place where they part.
     """
     pieces = re.findall(r"\S+|\s+", text)
     places = [i for i, piece in enumerate(pieces) if not piece.isspace()]
@@ -116,16 +117,15 @@ def differing(text: str, others: Sequence[str]) -> str:
     if not others:
         return html.escape(text)
     said = set().union(*(_said(words, other.split()) for other in others))
-    parting = min(_common(words, other.split()) for other in others)
     out = [html.escape(piece) for piece in pieces]
     for n, i in enumerate(places):
         if n not in said:
             out[i] = f"<span class='wb-own'>{out[i]}</span>"
-    sign = "<b class='wb-parting' title='here the answers part'>≠</b>"
-    same = all(words == other.split() for other in others)
-    if not same:
+    other = others[0].split()
+    if len(others) == 1 and words != other:
+        parting = _common(words, other)
         at = places[parting] if parting < len(places) else len(out)
-        out.insert(at, sign)
+        out.insert(at, "<b class='wb-parting' title='here the answers part'>≠</b>")
     return "".join(out)
 
 

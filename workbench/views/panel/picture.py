@@ -17,16 +17,23 @@ from workbench.views.drawing import COLOURS, FRAME, INK, pareto_picture
 from workbench.views.front import Curve, about_line, curves, ratios_of, second_parent
 
 CHOOSE = """
-const choose = (event) => {
-  const point = event.target.closest('[data-ratio]');
-  if (!point || (event.type === 'keydown' && event.key !== 'Enter' && event.key !== ' ')) return;
-  event.preventDefault();
-  trigger('click', {ratio: Number(point.dataset.ratio)});
+const points = () => [...element.querySelectorAll('[data-ratio]')];
+const choose = (point) => trigger('click', {ratio: Number(point.dataset.ratio)});
+const away = (point, event) => {
+  const box = point.getBoundingClientRect();
+  return Math.hypot(box.x + box.width / 2 - event.clientX, box.y + box.height / 2 - event.clientY);
 };
-element.addEventListener('click', choose);
-element.addEventListener('keydown', choose);
+element.addEventListener('click', (event) => {
+  if (event.target.closest('[data-ratio]')) choose(points().sort((a, b) => away(a, event) - away(b, event))[0]);
+});
+element.addEventListener('keydown', (event) => {
+  const point = event.target.closest('[data-ratio]');
+  if (!point || (event.key !== 'Enter' && event.key !== ' ')) return;
+  event.preventDefault();
+  choose(point);
+});
 """
-"""A click on a point, or Enter on it, reaches Python with its ratio."""
+"""A click takes the nearest point, since they overlap; Enter or space takes the one in focus."""
 
 
 class Picture:
@@ -56,7 +63,7 @@ class Picture:
         svg = svg.replace('role="img"', 'role="group"').replace("</svg>", f"{''.join(parts)}</svg>")
         return (
             f"<div class='wb-picture'>{svg}<p class='wb-note'>Up and to the right is better. Click a point to load its "
-            f"blend; the ring is the blend you have. {html.escape(self.about)}</p></div>"
+            f"blend; the ring is the blend you have. {html.escape(self.about[:1].upper() + self.about[1:])}.</p></div>"
         )
 
     def _at(self, curve: Curve, share: float) -> float:

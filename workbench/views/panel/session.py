@@ -118,9 +118,9 @@ class Session:
         elif self.mark == MARKS[0] and self.ended and name in answered:
             # The first answer is compared with all others, every other one with the first.
             others = answered[1:] if name == answered[0] else answered[:1]
-            body = differing(answer.text, [self.answers[other].text for other in others])
+            body = differing(answer.text.lstrip(), [self.answers[other].text for other in others])
         else:
-            body = plain(answer.text)
+            body = plain(answer.text.lstrip())
         routing = answer.routing if self.named else None
         return body + (routing_html(routing, self.tokenizer) if routing is not None else "")
 
