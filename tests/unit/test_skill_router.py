@@ -91,6 +91,20 @@ def test_several_skills_are_the_dense_sum_of_their_updates(skills, weights):
     assert torch.allclose(logits(model.merge_and_unload()), wanted, atol=1e-5)
 
 
+def test_a_merge_that_is_not_finite_or_quantised_is_refused_and_changes_nothing(skills):
+    model, before = routed(skills, initial_weights=3e38), llama().state_dict()
+    with pytest.raises(MergeError, match=r"holds NaN or infinity"):
+        model.merge_adapter()
+    assert torch.equal(
+        model.unload().state_dict()["model.layers.0.self_attn.q_proj.weight"], before[f"{Q_PROJ}.weight"]
+    )
+    model = routed(skills)
+    inner = model.get_base_model().get_submodule(Q_PROJ).get_base_layer()
+    inner.weight = torch.nn.Parameter(inner.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(ModelError, match=r"holds torch\.int8 numbers.*unquantised"):
+        model.merge_adapter()
+
+
 def test_a_bank_is_two_matrices_a_layer_with_unequal_ranks(skills):
     bank = SkillBank.open(skills, llama())
     assert bank.names == tuple(KINDS)

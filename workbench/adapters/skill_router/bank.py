@@ -138,12 +138,11 @@ def _check_targets(targets: Mapping[str, set[str]]) -> None:
 
 def _bare(weights: Weights) -> Weights:
     """Return the weights of a model under the names that they have without PEFT's layers around them."""
-    names = {name.replace(".base_layer.", "."): name for name in weights.shapes}
-    tied = {_plain(name): tuple(_plain(other) for other in others) for name, others in weights.tied.items()}
+    names = {_plain(name): name for name in weights.shapes}
     return replace(
         weights,
         shapes={name: weights.shapes[held] for name, held in names.items()},
-        tied=tied,
+        tied={_plain(name): tuple(map(_plain, others)) for name, others in weights.tied.items()},
         transposed=frozenset(module.removesuffix(".base_layer") for module in weights.transposed),
         fetch=lambda name: weights.fetch(names[name]),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from peft import PeftConfig, PeftType
@@ -91,7 +92,7 @@ def check_weights(weights: Mapping[str, Any], names: list[str], label: str) -> N
     for name, value in weights.items():
         if name not in names:
             raise ConfigError(f"{label} names the skill {name!r}; the skills are {', '.join(names)}. Use their names.")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise ConfigError(f"{label} of {name!r} is {value!r}; a weight must be a finite number. Choose one.")
 
 

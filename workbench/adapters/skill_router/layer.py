@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -16,8 +16,10 @@ from workbench.adapters.lora_moe.router import Batch
 from workbench.adapters.skill_router.bank import BankLayer
 from workbench.adapters.skill_router.config import SkillRouterConfig
 from workbench.adapters.skill_router.router import InputGate, SkillWeights
-from workbench.deltas.terms import Factors, total, wide
-from workbench.errors import ConfigError, MergeError, ModelError
+from workbench.deltas import Delta
+from workbench.deltas.terms import Factors
+from workbench.deltas.weights import Weights
+from workbench.errors import ConfigError, ModelError
 
 
 class SkillRouterLayer(nn.Module, BaseTunerLayer):
@@ -38,8 +40,9 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.batch, self.routes, self.prompts = batch, Fleeting(), Fleeting()
-        self.skill_router_A, self.skill_router_B = BufferDict(persistent=True), BufferDict(persistent=True)
-        self.skill_router_gate = nn.ModuleDict()
+        self.skill_router_A: Any = BufferDict(persistent=True)
+        self.skill_router_B: Any = BufferDict(persistent=True)
+        self.skill_router_gate: Any = nn.ModuleDict()
         self.settings: dict[str, SkillRouterConfig] = {}
         self.leaders: dict[str, SkillRouterLayer] = {}
         self.owners: dict[str, Tensor] = {}
@@ -60,17 +63,11 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
 
     def put_bank(self, name: str, bank: BankLayer) -> None:
         """Set an adapter's matrices, on the wrapped layer's device."""
-        device = self.get_base_layer().weight.device
+        inner: Any = self.get_base_layer()
+        device = inner.weight.device
         self.skill_router_A[name], self.skill_router_B[name] = bank.A.to(device), bank.B.to(device)
         skills = torch.arange(len(bank.ranks)).repeat_interleave(torch.tensor(bank.ranks))
         self.owners[name] = skills.to(device)
-
-    def to_base_dtype(self, name: str) -> None:
-        """Bring an adapter's matrices to the wrapped layer's format, where that is a floating-point one."""
-        weight = self.get_base_layer().weight
-        for part in (self.skill_router_A, self.skill_router_B):
-            if name in part and weight.is_floating_point():
-                part[name] = part[name].to(weight.dtype)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return W x + sum_s w_s Delta_s x, `(..., out)`, in the dtype of the wrapped layer's output."""
@@ -101,7 +98,7 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
 
     def by_rank(self, name: str) -> Tensor:
         """Return, of a static router, the weight of each of the R ranks: that of its skill, `(R,)`."""
-        return self._spread(cast(SkillWeights, self.leaders[name].skill_router_gate[name])(), name)
+        return self._spread(self.leaders[name].skill_router_gate[name](), name)
 
     def _spread(self, weights: Tensor, name: str) -> Tensor:
         """Return weights of skills `(..., S)` as those of their ranks, `(..., R)`."""
@@ -130,7 +127,7 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
                 )
             return self.routes[name]
         means = self.batch.prompt_mean(x if x.dim() == 3 else x.reshape(1, -1, x.shape[-1]))
-        output = cast(InputGate, self.skill_router_gate[name])(means)
+        output = self.skill_router_gate[name](means)
         weights = torch.zeros_like(output.router_logits).scatter(1, output.selected_experts, output.routing_weights)
         self.routes[name] = weights
         if self.training and torch._C._current_graph_task_id() == -1:
@@ -156,7 +153,13 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Write base + sum_s w_s Delta_s into the wrapped layer, rounded once; the pristine weight is kept."""
+        """Write base + sum_s w_s Delta_s into the wrapped layer, rounded once; the pristine weight is kept.
+
+        Raises:
+            ConfigError: The weights follow the input.
+            ModelError: The layer's weight is quantised.
+            MergeError: The result is not finite.
+        """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.skill_router_A]
         if not names:
             return
@@ -165,31 +168,24 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
                 "skills behind a gate cannot be merged into weights: what they add depends on the prompt. Keep the "
                 "adapter beside the model (save_pretrained), or take it off with unload()."
             )
-        weight = self.get_base_layer().weight
-        if not weight.is_floating_point():
-            raise MergeError(
-                f"the layer's weight holds {weight.dtype} numbers; skills are merged into floating-point weights. Load "
-                "the model unquantised, e.g. in bfloat16, to merge."
-            )
-        before = weight.detach().clone() if self.pristine is None else self.pristine
-        merged = [*self.merged_adapters, *names]
-        terms = [
-            Factors(left=self.skill_router_B[name] * self.by_rank(name), right=self.skill_router_A[name])
-            for name in merged
-        ]
-        update = total(terms, weight.device)
-        result = (wide(before) + (update.T if isinstance(self.get_base_layer(), Conv1D) else update)).to(weight.dtype)
-        if not torch.isfinite(result).all():
-            raise MergeError(
-                f"the weight with its skills holds NaN or infinity in {weight.dtype}; it must be finite. Lower the "
-                "skills' weights."
-            )
-        weight.copy_(result)
+        inner: Any = self.get_base_layer()
+        before = inner.weight.detach().clone() if self.pristine is None else self.pristine
+        merged, terms = [*self.merged_adapters, *names], []
+        for name in merged:
+            up, down = self.skill_router_B[name] * self.by_rank(name), self.skill_router_A[name]
+            up, down = (down.T, up.T) if isinstance(inner, Conv1D) else (up, down)
+            terms.append(Factors(left=up, right=down))
+        shapes, nothing = {"weight": tuple(before.shape)}, frozenset[str]()
+        base = Weights(
+            label="the model", origin=inner, shapes=shapes, tied={}, transposed=nothing, fetch=lambda _: before
+        )
+        inner.weight.copy_(Delta(label="the skills", base=base, terms={"weight": tuple(terms)}).merged("weight"))
         self.pristine, self.merged_adapters = before, merged
 
     @torch.no_grad()
     def unmerge(self) -> None:
         """Bring the wrapped layer's weight back, bit for bit."""
         if self.pristine is not None:
-            self.get_base_layer().weight.copy_(self.pristine)
+            inner: Any = self.get_base_layer()
+            inner.weight.copy_(self.pristine)
         self.pristine, self.merged_adapters = None, []

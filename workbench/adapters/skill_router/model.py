@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -18,7 +18,6 @@ from workbench.adapters.lora_moe.router import Batch
 from workbench.adapters.skill_router.bank import BankLayer, SkillBank
 from workbench.adapters.skill_router.config import METHOD, PREFIX, SkillRouterConfig, check_shares, check_weights
 from workbench.adapters.skill_router.layer import SkillRouterLayer
-from workbench.adapters.skill_router.router import InputGate, SkillWeights
 from workbench.errors import ConfigError, ModelError
 
 
@@ -88,7 +87,10 @@ class SkillRouterModel(BaseTuner):
         """Keep the skills in float32 as they were read, or, without PEFT's autocast, in their layers' format."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for layer in skill_layers(self.model) if not autocast_adapter_dtype else ():
-            layer.to_base_dtype(adapter_name)
+            inner: Any = layer.get_base_layer()
+            for part in (layer.skill_router_A, layer.skill_router_B):
+                if adapter_name in part and inner.weight.is_floating_point():
+                    part[adapter_name] = part[adapter_name].to(inner.weight.dtype)
 
 
 def open_bank(folders: Mapping[str, str], model: nn.Module, strict: bool) -> SkillBank:
@@ -197,7 +199,7 @@ def add_skill(model: nn.Module, name: str, folder: str | Path, adapter: str | No
             BankLayer(A=torch.cat([down, new.A.to(down)]), B=torch.cat([up, new.B.to(up)], dim=1), ranks=tuple(count)),
         )
     for layer in leaders:
-        cast(SkillWeights | InputGate, layer.skill_router_gate[router]).grow()
+        layer.skill_router_gate[router].grow()
     # What the weights were at first no longer fits their number, and says nothing of what they are now.
     config.initial_weights = None
     config.order = [*config.skills, name]
