@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from workbench.errors import ConfigError
-from workbench.evaluation import EvaluationStopped
 from workbench.evaluation.suites import Suite
 from workbench.merging.live import LiveMerge
 from workbench.merging.recipe import MergeRecipe
@@ -116,31 +114,15 @@ def search_recipe(
     """
     if budget < len(UNIFORM) + 1:
         raise ConfigError(f"budget={budget}: the {len(UNIFORM)} plain ratios are tried first; give at least one more")
-    mine = live or LiveMerge(recipe)
-    scored = RecipeScores(
-        mine,
-        suite,
-        split=split,
-        tasks=tasks,
-        limit=limit,
-        seed=seed,
-        store=store,
-        batch_size=batch_size,
-        on_long=on_long,
-    )
-    rows, before = [], mine.recipe
-    with tqdm(total=scored.examples * (budget + 2), unit="ex", disable=not progress) as bar:
-        steps = _Steps(recipe, space or RatioSpace(), axes, budget, seed)
-        try:
-            for step, wanted in steps:
-                row = scored.row(wanted, bar, stop)
-                steps.tell(row)
-                rows.append({"step": step, **row, "recipe": wanted.to_json()})
-                bar.set_description(f"keeps {steps.best:.0%} of both" if steps.best else "parents")
-        except EvaluationStopped:
-            bar.set_description("stopped")
-        finally:
-            mine.apply(before)
+    settings: dict[str, Any] = {"split": split, "tasks": tasks, "limit": limit, "seed": seed, "store": store}
+    scored = RecipeScores(live or LiveMerge(recipe), suite, **settings, batch_size=batch_size, on_long=on_long)
+    rows, steps = [], _Steps(recipe, space or RatioSpace(), axes, budget, seed)
+    with scored.work(budget + 2, progress) as bar:
+        for step, wanted in steps:
+            row = scored.row(wanted, bar, stop)
+            steps.tell(row)
+            rows.append({"step": step, **row, "recipe": wanted.to_json()})
+            bar.set_description(f"keeps {steps.best:.0%} of both" if steps.best else "parents")
     return _table(rows, axes, {"recipe": json.loads(recipe.to_json()), "axes": axes, **scored.settings})
 
 

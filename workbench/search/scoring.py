@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from workbench.errors import ConfigError
-from workbench.evaluation import METRICS, Task, evaluate
+from workbench.evaluation import METRICS, EvaluationStopped, Task, evaluate
 from workbench.evaluation.suites import Suite, resolve
 from workbench.merging.live import LiveMerge
 from workbench.merging.recipe import MergeRecipe
@@ -73,6 +74,23 @@ class RecipeScores:
 
     def __contains__(self, recipe: MergeRecipe) -> bool:
         return self._key(recipe) in self._rows
+
+    @contextmanager
+    def work(self, count: int, progress: bool) -> Iterator[tqdm[Any]]:
+        """Hold a bar over `count` recipes; a stop ends what runs inside, and at the end the merge has its recipe back.
+
+        Args:
+            count: How many rows there will be.
+            progress: Show the bar.
+        """
+        before = self._live.recipe
+        with tqdm(total=self.examples * count, unit="ex", disable=not progress) as bar:
+            try:
+                yield bar
+            except EvaluationStopped:
+                bar.set_description("stopped")
+            finally:
+                self._live.apply(before)
 
     def row(self, recipe: MergeRecipe, bar: tqdm[Any], stop: threading.Event | None) -> dict[str, float]:
         """Return a recipe's scores, from the store where they are there.

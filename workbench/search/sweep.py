@@ -6,12 +6,11 @@ import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from workbench.errors import ConfigError
-from workbench.evaluation import EvaluationStopped
 from workbench.evaluation.suites import Suite
 from workbench.merging.live import LiveMerge
 from workbench.merging.recipe import MergeRecipe
@@ -65,31 +64,15 @@ def sweep(
         MergeError: The parents do not fit each other, or `live` holds others.
     """
     recipes = {share: recipe.with_ratio(share) for share in _shares(ratios)}
-    mine = live or LiveMerge(recipe)
-    scored = RecipeScores(
-        mine,
-        suite,
-        split=split,
-        tasks=tasks,
-        limit=limit,
-        seed=seed,
-        store=store,
-        batch_size=batch_size,
-        on_long=on_long,
-    )
-    rows, before = {}, mine.recipe
-    with tqdm(total=scored.examples * len(recipes), unit="ex", disable=not progress) as bar:
-        try:
-            for share, wanted in recipes.items():
-                bar.set_description(f"ratio {share:g}")
-                rows[share] = {"ratio": share, **scored.row(wanted, bar, stop)}
-        except EvaluationStopped:
-            bar.set_description("stopped")
-            done = {share: wanted for share, wanted in recipes.items() if wanted in scored}
-            rows |= {share: {"ratio": share, **scored.row(wanted, bar, stop)} for share, wanted in done.items()}
-        finally:
-            mine.apply(before)
-    front = pd.DataFrame(list(rows.values()))
+    settings: dict[str, Any] = {"split": split, "tasks": tasks, "limit": limit, "seed": seed, "store": store}
+    scored = RecipeScores(live or LiveMerge(recipe), suite, **settings, batch_size=batch_size, on_long=on_long)
+    rows = []
+    with scored.work(len(recipes), progress) as bar:
+        # What the store has comes first, so that a stop leaves none of it out.
+        for share, wanted in sorted(recipes.items(), key=lambda item: item[1] not in scored):
+            bar.set_description(f"ratio {share:g}")
+            rows.append({"ratio": share, **scored.row(wanted, bar, stop)})
+    front = pd.DataFrame(sorted(rows, key=lambda row: row["ratio"]))
     front.attrs = {"recipe": json.loads(recipe.to_json()), **scored.settings}
     return front
 
