@@ -1,6 +1,8 @@
 """Curriculum views without a browser: borders move stages, pictures follow training, nothing unescaped gets out."""
 
+import base64
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -62,6 +64,11 @@ def test_the_fallback_says_borders_and_escapes_examples() -> None:
     assert "<script>" not in text
     assert "<i>" not in text
     assert "&lt;script&gt;q" in text
+    picture = base64.b64decode(re.findall(r'base64,([^"]+)"', text)[0]).decode()
+    assert picture.count("<title>") == 30
+    # 5 values from 0 to 4: bars of one example, of full height, and one border at 2, in the middle.
+    assert re.findall(r'height="([\d.]+)" fill="#2b7bba"[^>]*><title>1 examples', picture) == ["150.0"] * 5
+    assert 'x1="332.0" x2="332.0"' in picture
 
 
 @pytest.mark.parametrize(
@@ -90,6 +97,18 @@ def test_the_ribbon_shows_stages_mixture_and_losses() -> None:
     assert "replay ratio 0.2" in panel.about
     assert "How to read this" in panel.live()
     assert "<img" in panel.still()
+
+
+def test_a_batch_is_as_wide_as_any_other_in_the_ribbon() -> None:
+    made = trained()
+    steps = {"general": 61, "broad": 20, "specialist": 41}
+    row = made.history[0]
+    made.history = [row | {"stage": stage, "step": i} for stage, n in steps.items() for i in range(n)]
+    panel = ribbon_panel(made)
+    assert [row[1] for row in panel.rows] == ["general"] * 21 + ["broad"] * 7 + ["specialist"] * 14
+    ribbon = re.findall(r'<rect x="([\d.]+)" y="258.0" width="([\d.]+)"', panel.picture)
+    assert [float(width) for _, width in ribbon] == pytest.approx([560 * n / 122 for n in steps.values()], abs=0.1)
+    assert float(ribbon[1][0]) == pytest.approx(52 + 560 * 61 / 122, abs=0.1)
 
 
 def test_the_matrix_fills_in() -> None:

@@ -16,6 +16,8 @@ from workbench.curriculum.difficulty import stage_by_difficulty
 from workbench.curriculum.stage import Stage, records
 from workbench.errors import ConfigError
 from workbench.views.controls import STATIC
+from workbench.views.curriculum_pictures import LEFT, WIDTH, histogram_picture
+from workbench.views.drawing import as_image
 
 _BINS = 30
 HOW_TO_READ = (
@@ -127,11 +129,13 @@ class StageBorders(widgets.VBox):
         return "".join(parts)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """Add borders and examples as tables: they are what a saved, untrusted notebook shows."""
+        """Add a still histogram, borders and examples as tables: they are what a saved, untrusted notebook shows."""
         bundle: Any = super()._repr_mimebundle_(**kwargs)
-        borders = ", ".join(f"{border:.3g}" for border in sorted(self.histogram.chosen))
-        title = f"<p>Stages by {html.escape(self.histogram.label)}; borders at {borders}.</p>"
-        bundle["text/html"] = title + self._previews_html()
+        shown, chosen = self.histogram, sorted(self.histogram.chosen)
+        title = f"Stages by {shown.label}; borders at {', '.join(f'{border:.3g}' for border in chosen)}."
+        picture = histogram_picture(shown.counts, shown.low, shown.high, chosen, shown.label)
+        image = as_image(picture, title, LEFT + WIDTH + 12)
+        bundle["text/html"] = f"<p>{html.escape(title)}</p>{image}<p>{HOW_TO_READ}</p>{self._previews_html()}"
         return bundle
 
 

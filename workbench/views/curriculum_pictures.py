@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,7 @@ def ribbon_panel(curriculum: Any) -> Panel:
         curriculum: A `Curriculum`; only its history, settings and stages' names are read.
     """
     history, tiers = curriculum.history, [stage.name for stage in curriculum.stages]
-    bins = [part for part in np.array_split(np.arange(len(history)), min(BINS, len(history))) if len(part)]
-    groups = [[history[i] for i in part] for part in bins]
+    groups = _groups(history)
     means = {name: [_mean([row[name] for row in group if row[name]]) for group in groups] for name in CURVES}
     shares = [_shares(group, tiers) for group in groups]
     about = (
@@ -103,14 +103,15 @@ def _ribbon(groups: Sequence[Any], means: Mapping[str, Sequence[float]], shares:
     height = LOSS + MIX + RIBBON + 66
     parts = [f'<rect width="{LEFT + WIDTH + 12}" height="{height}" fill="{PAGE}"/>']
     top = max((value for values in means.values() for value in values if not math.isnan(value)), default=1.0)
-    step = WIDTH / max(1, len(groups))
+    # A batch is as wide as any other, however many are drawn as one.
+    edges = LEFT + WIDTH * np.cumsum([0, *map(len, groups)]) / max(1, sum(map(len, groups)))
     for value in (0, top / 2, top):
         y = 30 + LOSS * (1 - value / top)
         parts.append(f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="{LINE}"/>')
         parts.append(_text(LEFT - 6, y + 4, f"{value:.2f}", "end", SOFT))
     for k, (name, values) in enumerate(means.items()):
         points = " ".join(
-            f"{LEFT + step * (i + 0.5):.1f},{30 + LOSS * (1 - value / top):.1f}"
+            f"{(edges[i] + edges[i + 1]) / 2:.1f},{30 + LOSS * (1 - value / top):.1f}"
             for i, value in enumerate(values)
             if not math.isnan(value)
         )
@@ -121,13 +122,13 @@ def _ribbon(groups: Sequence[Any], means: Mapping[str, Sequence[float]], shares:
         parts.append(_text(x + 32, 16, name.replace("_", "-"), "start", INK))
     below, ribbon = 40 + LOSS, 48 + LOSS + MIX
     for i, parts_of in enumerate(shares):
-        y = float(below)
+        y, step = float(below), edges[i + 1] - edges[i]
         for k, share in enumerate(parts_of):
             size = MIX * share
             title = f"<title>{html.escape(tiers[k])}: {share:.0%}</title>"
-            parts.append(_box(LEFT + step * i, y, step, size, k, title))
+            parts.append(_box(edges[i], y, step, size, k, title))
             if size > 12 and step > 9:
-                parts.append(_text(LEFT + step * (i + 0.5), y + size / 2 + 4, str(k + 1), "middle", INK))
+                parts.append(_text(edges[i] + step / 2, y + size / 2 + 4, str(k + 1), "middle", INK))
             y += size
     spans: list[list[Any]] = []
     for i, group in enumerate(groups):
@@ -136,9 +137,50 @@ def _ribbon(groups: Sequence[Any], means: Mapping[str, Sequence[float]], shares:
         spans[-1][2] = i + 1
     for name, first, last in spans:
         k = tiers.index(name)
-        parts.append(_box(LEFT + step * first, ribbon, step * (last - first), RIBBON, k, ""))
-        label = f"{k + 1} {name}"[: max(1, int(step * (last - first) / 7))]
-        parts.append(_text(LEFT + step * (first + last) / 2, ribbon + 17, label, "middle", INK))
+        start, width = edges[first], edges[last] - edges[first]
+        parts.append(_box(start, ribbon, width, RIBBON, k, ""))
+        label = f"{k + 1} {name}"[: max(1, int(width / 7))]
+        parts.append(_text(start + width / 2, ribbon + 17, label, "middle", INK))
+    return _svg(parts, height)
+
+
+def histogram_picture(counts: Sequence[int], low: float, high: float, borders: Sequence[float], label: str) -> str:
+    """Return an SVG of a histogram with dashed borders between stages.
+
+    Args:
+        counts: Examples in each bar.
+        low: Left end of the first bar.
+        high: Right end of the last.
+        borders: Rising values between them.
+        label: What is measured.
+    """
+    bottom, step = 30 + LOSS, WIDTH / len(counts)
+    parts = [f'<rect width="{LEFT + WIDTH + 12}" height="{bottom + 44}" fill="{PAGE}"/>']
+    for i, count in enumerate(counts):
+        height = LOSS * count / max(1, *counts)
+        parts.append(_box(LEFT + step * i, bottom - height, step, height, 0, f"<title>{count} examples</title>"))
+    for part in (0, 0.25, 0.5, 0.75, 1):
+        parts.append(_text(LEFT + WIDTH * part, bottom + 16, f"{low + (high - low) * part:.2f}", "middle", SOFT))
+    for border in borders:
+        x = LEFT + WIDTH * (border - low) / ((high - low) or 1)
+        line = f'x1="{x:.1f}" x2="{x:.1f}" y1="18" y2="{bottom}" stroke="{INK}" stroke-dasharray="5 3"'
+        parts.append(f"<line {line}/>")
+        parts.append(_text(x, 14, f"{border:.3g}", "middle", INK))
+    parts.append(_text(LEFT - 6, 34, str(max(counts)), "end", SOFT))
+    parts.append(_text(LEFT + WIDTH / 2, bottom + 36, label, "middle", INK))
+    return _svg(parts, bottom + 44)
+
+
+def _groups(history: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Put batches that follow each other together, so that about `BINS` groups are left; none holds two stages."""
+    size, groups = max(1, math.ceil(len(history) / BINS)), []
+    for _, stage in groupby(history, key=lambda row: row["stage"]):
+        rows = list(stage)
+        groups += [rows[i : i + size] for i in range(0, len(rows), size)]
+    return groups
+
+
+def _svg(parts: Sequence[str], height: float) -> str:
     size = f'viewBox="0 0 {LEFT + WIDTH + 12} {height}" width="{LEFT + WIDTH + 12}"'
     font = 'font-family="system-ui, sans-serif" font-size="12" aria-hidden="true"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}>{"".join(parts)}</svg>'
