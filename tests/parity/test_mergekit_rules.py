@@ -263,7 +263,8 @@ def test_nuslerp_by_vectors(dtype, which, edge, with_base):
         asked = RuleSettings(weights=weights, vectors=which)
         ours = merge_tensor("nuslerp", parents, base, asked)
         double = theirs("nuslerp", base, parents, asked, dtype=DOUBLE, out_dtype=DOUBLE)
-        assert apart(ours, double.to(dtype), base, parents, asked) <= 4
+        # In float64 neither is more exact than the other, and the angles' last digits count.
+        assert apart(ours, double.to(dtype), base, parents, asked) <= (64 if dtype == DOUBLE else 4)
 
 
 @pytest.mark.parametrize("dtype", [FLOAT, BF16, HALF, DOUBLE])

@@ -162,16 +162,16 @@ def merge_coded(
     numbers = _numbers(method, settings, codes, flags)
     values = numbers.to(out.device, sum_dtype(base)).unbind()
     size = out.numel() if compiled else _CHUNKS.get(out.device.type, 1 << 20)
-    merge = _compiled() if compiled else _merged
+    merge, words = (_compiled(), (_trimmed_fused, _elected_fused)) if compiled else (_merge, (_trimmed, _elected))
     flat = [part.reshape(-1).split(max(1, size)) for part in (base, *tensors, *(code.values for code in codes))]
     for target, origin, *pieces in zip(out.view(-1).split(max(1, size)), *flat):
-        merge(target, origin, pieces[: len(codes)], pieces[len(codes) :], values, flags)
+        merge(target, origin, pieces[: len(codes)], pieces[len(codes) :], values, flags, words)
     return out
 
 
 @cache
 def _compiled() -> Callable[..., None]:
-    return torch.compile(_fused, dynamic=True)
+    return torch.compile(_merge, dynamic=True)
 
 
 class _Flags(NamedTuple):
@@ -190,7 +190,7 @@ def _flags(method: str, settings: RuleSettings) -> _Flags:
 
 
 def _numbers(method: str, settings: RuleSettings, codes: Sequence[Codes], flags: _Flags) -> Tensor:
-    """The numbers of `_merged` as `(5, N)`: tensors, since a loop would be compiled anew for every plain number."""
+    """The numbers of `_merge` as `(5, N)`: tensors, since a loop would be compiled anew for every plain number."""
     rows = []
     for parent, (weight, part) in enumerate(zip(settings.weights, codes)):
         top, reach = span(method, settings, parent)
@@ -202,31 +202,39 @@ def _numbers(method: str, settings: RuleSettings, codes: Sequence[Codes], flags:
     return torch.tensor(rows, dtype=torch.float64).T.contiguous()
 
 
-def _merged(
+def _merge(
     out: Tensor,
     base: Tensor,
     tensors: Sequence[Tensor],
     codes: Sequence[Tensor],
     numbers: Sequence[Tensor],
     flags: _Flags,
+    words: tuple[Callable[..., Tensor], Callable[..., Tensor]],
 ) -> None:
+    """Trim, elect, add up; `words` says how a part is trimmed and how parts are elected."""
     below, above, factors, weights, scale = numbers
-    origin = base.to(below.dtype)
-    rows = []
-    for index, (tensor, code) in enumerate(zip(tensors, codes)):
-        place = code.to(origin.dtype)
-        # Whole numbers below the limit become 0, the others 1: in floats, this is faster than to compare.
-        kept = (place - below[index]).clamp_(0, 1)
-        if flags.outliers:
-            kept.mul_((above[index] - place).clamp_(0, 1))
-        rows.append(kept.mul_(tensor.to(origin.dtype) - origin).mul_(factors[index]))
+    origin, (trimmed, elected) = base.to(below.dtype), words
+    rows = [
+        trimmed(tensor, code, origin, (below[index], above[index], factors[index]), flags)
+        for index, (tensor, code) in enumerate(zip(tensors, codes))
+    ]
     if flags.elect:
-        merged = _elected(rows, weights, flags)
+        merged = elected(rows, weights, flags)
     else:
         merged = rows[0]
         for row in rows[1:]:
             merged = merged.add_(row)
     out.copy_(merged.mul_(scale[0]).add_(origin))
+
+
+def _trimmed(tensor: Tensor, code: Tensor, origin: Tensor, numbers: Sequence[Tensor], flags: _Flags) -> Tensor:
+    below, above, factor = numbers
+    place = code.to(origin.dtype)
+    # Whole numbers below the limit become 0, the others 1: in floats, this is faster than to compare.
+    kept = (place - below).clamp_(0, 1)
+    if flags.outliers:
+        kept.mul_((above - place).clamp_(0, 1))
+    return kept.mul_(tensor.to(origin.dtype) - origin).mul_(factor)
 
 
 def _elected(rows: Sequence[Tensor], weights: Tensor, flags: _Flags) -> Tensor:
@@ -249,32 +257,25 @@ def _elected(rows: Sequence[Tensor], weights: Tensor, flags: _Flags) -> Tensor:
     return total.mul_(sign)
 
 
-def _fused(
-    out: Tensor,
-    base: Tensor,
-    tensors: Sequence[Tensor],
-    codes: Sequence[Tensor],
-    numbers: Sequence[Tensor],
-    flags: _Flags,
-) -> None:
-    """The same as `_merged`, in the words that a compiler makes the fastest loop of: comparisons cost nothing there."""
-    below, above, factors, weights, scale = numbers
-    origin = base.to(below.dtype)
-    rows = []
-    for index, (tensor, code) in enumerate(zip(tensors, codes)):
-        place = code.to(origin.dtype)
-        kept = (place > below[index]) & (place < above[index]) if flags.outliers else place > below[index]
-        rows.append(torch.where(kept, (tensor.to(origin.dtype) - origin) * factors[index], 0.0))
-    merged: Any = sum(rows)
-    if flags.elect:
-        total = merged
-        agrees = [(row != 0) & ((row > 0) == (total >= 0)) for row in rows]
-        if not flags.zero_is_positive:
-            agrees = [agree & (total != 0) for agree in agrees]
-        parts = rows if flags.weighted else [row * weight for row, weight in zip(rows, weights.unbind())]
-        merged = sum(torch.where(agree, part, 0.0) for agree, part in zip(agrees, parts))
-        if flags.normalise:
-            shares = weights if flags.weighted else torch.ones_like(weights)
-            divisor: Any = sum(torch.where(agree, share, 0.0) for agree, share in zip(agrees, shares.unbind()))
-            merged = merged / torch.where(divisor == 0, 1.0, divisor)
-    out.copy_(origin + merged * scale[0])
+# The same two in the words that a compiler makes the fastest loop of: comparisons cost nothing there.
+
+
+def _trimmed_fused(tensor: Tensor, code: Tensor, origin: Tensor, numbers: Sequence[Tensor], flags: _Flags) -> Tensor:
+    below, above, factor = numbers
+    place = code.to(origin.dtype)
+    kept = (place > below) & (place < above) if flags.outliers else place > below
+    return torch.where(kept, (tensor.to(origin.dtype) - origin) * factor, 0.0)
+
+
+def _elected_fused(rows: Sequence[Tensor], weights: Tensor, flags: _Flags) -> Tensor:
+    total: Any = sum(rows)
+    agrees = [(row != 0) & ((row > 0) == (total >= 0)) for row in rows]
+    if not flags.zero_is_positive:
+        agrees = [agree & (total != 0) for agree in agrees]
+    parts = rows if flags.weighted else [row * weight for row, weight in zip(rows, weights.unbind())]
+    merged: Any = sum(torch.where(agree, part, 0.0) for agree, part in zip(agrees, parts))
+    if not flags.normalise:
+        return merged
+    shares = weights if flags.weighted else torch.ones_like(weights)
+    divisor: Any = sum(torch.where(agree, share, 0.0) for agree, share in zip(agrees, shares.unbind()))
+    return merged / torch.where(divisor == 0, 1.0, divisor)
