@@ -10,6 +10,7 @@ import pandas as pd
 from workbench.data import load_examples
 from workbench.merging.live import LiveMerge
 from workbench.merging.recipe import MergeRecipe
+from workbench.merging.spectrum import RatioSpectrum
 from workbench.models import load_model
 from workbench.paths import data_samples_root
 from workbench.records import Example
@@ -47,7 +48,9 @@ def main() -> None:
 def classroom(votes: str | Path) -> ComparePanel:
     """Return the panel of the classroom: its three models, and the blend of two of them."""
     live = LiveMerge(MergeRecipe(parents=PARENTS, weights=[0.6, 0.4]))
-    variants = {"base": "classroom/base", "clinical": live.parent(1), "instruct": live.parent(0), "merged": live}
+    # A row of the batch for each person's ratio: nobody waits for the weights to be set to another person's.
+    merged = RatioSpectrum([live.recipe], live=live)
+    variants = {"base": "classroom/base", "clinical": live.parent(1), "instruct": live.parent(0), "merged": merged}
     results = data_samples_root() / "results"
     scores = pd.read_csv(results / "models.csv").set_index("model").loc["classroom/base"]
     return compare_panel(

@@ -29,20 +29,18 @@ def build(events: Events, names: Sequence[str], examples: Mapping[str, Sequence[
     ui = events.ui
     ui.state = gr.State(Session())
     with gr.Tabs():
-        with gr.Tab("Compare"), gr.Row(elem_classes="wb-desk"):
-            with gr.Column(scale=7, min_width=320):
-                _asking(events, examples)
-                _answers(events, names)
-            if events.recipes or picture is not None:
-                with gr.Column(scale=4, min_width=320, elem_classes="wb-card"):
+        with gr.Tab("Compare"):
+            with gr.Row(elem_classes="wb-desk"):
+                with gr.Column(scale=7, min_width=320):
+                    _asking(events, examples)
+                    _answers(events, names)
+                with gr.Column(scale=4, min_width=320, elem_classes="wb-card", visible=bool(events.recipes or picture)):
                     _blend(events, picture)
-            else:
-                ui.shares, ui.picture = [], None
+            _settings(events, names)
         with gr.Tab("Results") as results:
             ui.blind_only = gr.Checkbox(False, label="Count blind votes only")
             ui.results = gr.HTML(elem_classes="wb-panel")
     gr.HTML(f"<p class='wb-note'>{NOTICE}</p>", elem_classes="wb-panel")
-    _settings(events, names)
     _wire(events, results)
 
 
@@ -123,7 +121,7 @@ def _wire(events: Events, results: gr.Tab) -> None:
     gr.on([ui.send.click, ui.prompt.submit], events.ask, outputs=shown, api_name="ask", **work)
     ui.again.click(events.again, outputs=[*shown, ui.seed], api_name="again", **work)
     quick = {"show_progress": "hidden", "queue": False}
-    ui.stop.click(events.stop, **quick, api_name=False)
+    ui.stop.click(events.stop, api_name="stop", **quick)
     for button, state, prompts in ui.examples:
         following = partial(_next, prompts)
         button.click(following, state, [ui.prompt, state], api_name=False, **quick).then(
@@ -137,8 +135,13 @@ def _wire(events: Events, results: gr.Tab) -> None:
             events.move, outputs=[*shown, *pictures], api_name=False, trigger_mode="always_last", **work
         )
     for button, choice in [*zip(ui.best, LETTERS), (ui.tie, "tie"), (ui.bad, "bad")]:
-        chosen = partial(events.vote, choice)
-        button.click(chosen, [ui.state, ui.blind_only], [*shown, ui.results], api_name=False, **quick)
+        button.click(
+            partial(events.vote, choice),
+            [ui.state, ui.blind_only],
+            [*shown, ui.results],
+            api_name=f"vote_{choice}",
+            **quick,
+        )
     ui.mark.input(events.mark, [ui.mark, ui.state], [ui.status, *ui.panes], api_name=False, show_progress="hidden")
     gr.on([results.select, ui.blind_only.input], events.results, ui.blind_only, ui.results, api_name="results", **quick)
 

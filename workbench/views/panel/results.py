@@ -14,9 +14,6 @@ import numpy as np
 from workbench.evaluation.intervals import interval
 from workbench.views.panel.votes import Vote
 
-DRAWS = 200
-"""Resamplings behind the interval of a strength."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
@@ -54,14 +51,14 @@ def standings(votes: Sequence[Vote], *, seed: int = 0) -> list[Standing]:
 
     Args:
         votes: Votes, each round once.
-        seed: Of the resampling behind the intervals.
+        seed: Of the resampling behind the intervals of the shares.
     """
     names = sorted({pane.variant for vote in votes for pane in vote.panes})
     shares: dict[str, list[float]] = {name: [] for name in names}
     for vote in votes:
         for pane in vote.panes:
             shares[pane.variant].append(_share(vote, pane.variant))
-    points = strengths(votes, names, seed=seed) if len(names) > 2 else {}
+    points = strengths(votes, names) if len(names) > 2 else {}
     found = []
     for name in names:
         mean, low, high = interval(shares[name], graded=True, seed=seed)
@@ -82,44 +79,34 @@ def standings(votes: Sequence[Vote], *, seed: int = 0) -> list[Standing]:
     return sorted(found, key=lambda row: (-(row.strength or row.share), row.variant))
 
 
-def strengths(votes: Sequence[Vote], names: Sequence[str], *, seed: int = 0) -> dict[str, tuple[float, float, float]]:
+def strengths(votes: Sequence[Vote], names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
     """Return the strengths behind the votes, as Elo-like points with the ends of their 95 % interval.
 
-    Of the answers S of a round, i is the best with probability p_i / sum_{j in S} p_j, which for two answers is the
-    model of Bradley and Terry. A tie is an equal part of a win for each. Points are 1000 + 400 log10(p_i / m), with m
-    the geometric mean of p. Intervals are the 2.5 % and 97.5 % points over 200 resamplings of the votes.
+    Of the answers S of a round, i is the best with probability q_i = p_i / sum_{j in S} p_j, which for two answers is
+    the model of Bradley and Terry. A tie is an equal part of a win for each. Points are 1000 + 400 log10(p_i / m), with
+    m the geometric mean of p. Intervals come from the information sum (diag(q) - q q^T) over the rounds.
 
     Args:
         votes: Votes, each round once.
         names: The variants.
-        seed: Of the resampling.
 
     Source: Bradley and Terry (1952), Biometrika 39:324; Luce (1959) for more than two; Hunter (2004), Ann. Stat.
         32:384, equation 30, for the iteration.
     Deviates: one tie among all variants is added, so that nobody's strength is 0 or without end.
     """
-    seen = [{pane.variant for pane in vote.panes} for vote in votes] + [set(names)]
-    shown = np.array([[name in group for name in names] for group in seen], dtype=float)
+    groups = [{pane.variant for pane in vote.panes} for vote in votes] + [set(names)]
+    shown = np.array([[name in group for name in names] for group in groups], dtype=float)
     won = np.array([[_share(vote, name) for name in names] for vote in votes] + [[1 / len(names)] * len(names)])
-    kinds, which = np.unique(np.hstack([shown, won]), axis=0, return_inverse=True)
-    shown, won = kinds[:, : len(names)], kinds[:, len(names) :]
-    prior = np.bincount([which.ravel()[-1]], minlength=len(kinds))
-    counts = np.bincount(which.ravel()[:-1], minlength=len(kinds))
-    draws = np.random.default_rng(seed).multinomial(len(votes), counts / counts.sum(), size=DRAWS)
-    points = _points(shown, won, counts + prior)
-    low, high = np.quantile([_points(shown, won, draw + prior) for draw in draws], [0.025, 0.975], axis=0)
-    return {name: (float(points[i]), float(low[i]), float(high[i])) for i, name in enumerate(names)}
-
-
-def _points(shown: np.ndarray, won: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    wins, p = counts @ won, np.full(shown.shape[1], 1.0)
+    p, wins = np.ones(len(names)), won.sum(0)
     for _ in range(2000):
-        fresh = wins / (shown.T @ (counts / (shown @ p)))
-        fresh /= np.exp(np.log(fresh).mean())
-        if np.abs(fresh / p - 1).max() < 1e-8:
+        before, p = p, wins / (shown.T @ (1 / (shown @ p)))
+        p /= np.exp(np.log(p).mean())
+        if np.abs(p / before - 1).max() < 1e-8:
             break
-        p = fresh
-    return 1000 + 400 * np.log10(fresh)
+    q = shown * p / (shown @ p)[:, None]
+    half = 1.96 * np.sqrt(np.diag(np.linalg.pinv(np.diag(q.sum(0)) - q.T @ q, hermitian=True)))
+    points, widths = 1000 + 400 * np.log10(p), 400 / np.log(10) * half
+    return {name: (float(x), float(x - w), float(x + w)) for name, x, w in zip(names, points, widths)}
 
 
 def _share(vote: Vote, name: str) -> float:
