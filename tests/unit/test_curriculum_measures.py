@@ -95,6 +95,7 @@ def test_the_jackknife_holds_its_value() -> None:
 
 
 def test_operations() -> None:
-    costs = {"a": {"tokens": 10, "extra_tokens": 0}, "b": {"tokens": 10, "extra_tokens": 4}}
+    costs = {"a": {"tokens": 10, "extra_tokens": 0, "extra_trained": 0}}
+    costs["b"] = {"tokens": 10, "extra_tokens": 4, "extra_trained": 2}
     # (4 * 100 + 2 * 5) a token; extra: 2 tokens forward alone (200 each), 2 with the backward (410 each).
     assert operations(costs, parameters=100, trainable=5) == {"a": 4100, "b": 4100 + 2 * 610}

@@ -189,7 +189,8 @@ def test_a_new_run_forgets_the_one_before() -> None:
 
 
 def test_json_round_trip() -> None:
-    made = [Stage(name="a", data=rows("a"), steps=3, lr=1e-3), Stage(name="b", data=rows("b"), epochs=0.5, patience=2),
+    made = [Stage(name="a", data=rows("a"), steps=3, lr=1e-3),
+            Stage(name="b", data=rows("b"), epochs=0.5, patience=2, lr_scales={"*lora_A*": 0.0}),
             Stage(name="c", data=rows("c"), mixture={"a": 0.5, "c": 0.5})]  # fmt: skip
     one = Curriculum(made, pacing="sequential", order="anti", short_term=ShortTermMemory(7),
                      long_term=LongTermMemory(9, theta=2, quotas={"a": 2, "b": 3, "c": 4}), seed=5)  # fmt: skip
@@ -229,6 +230,7 @@ def test_no_better_ends_a_stage() -> None:
         ({"epochs": 0}, "epochs=0; it must be above 0"),
         ({"lr": float("nan")}, "lr=nan; it must be above 0"),
         ({"patience": 0}, "patience=0"),
+        ({"lr_scales": {"*lora_A*": -1}}, r"lr_scales {'\*lora_A\*': -1}; a factor must be at least 0, and 0 freezes"),
         ({"mixture": {"a": 0.5}}, "shares must be above 0 and sum to 1"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import random
@@ -14,8 +13,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from safetensors.torch import load as read_tensors
-from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 from workbench.curriculum import losses, pacing
@@ -45,7 +42,9 @@ class Curriculum:
         short_term: Memory of the most recent examples, or None.
         long_term: Memory with a quota for each stage, or None.
         replay_ratio: Share of rehearsed examples from the second stage on, at least 0 and below 1; one in four is from
-            the short-term memory, by its last loss, the others are long-term ones of other stages.
+            the short-term memory, by its last loss, the others are long-term ones of other stages. They are drawn when
+            a stage begins: rehearsal gives a stage what the stages before it left, and what is promoted within it is
+            among its own open data, so that later stages are the first to need it back.
         consistency_coef: Weight of L_consistency, at least 0; it reads the rehearsed long-term examples of a batch, so
             that without them it is 0.
         consistency: `kl` or `hidden`, see `losses.consistency_loss`.
@@ -110,8 +109,8 @@ class Curriculum:
         marks = [again is not None and mark for mark in pacing.replays(lengths[index], self.replay_ratio)]
         examples = [next(again if mark and again is not None else own) for mark in marks]
         return StagePlan(
-            name=stage.name, examples=examples, replayed=marks, steps=stage.steps, lr=stage.lr, done=stage.done(),
-            epochs=1.0 if stage.steps is None else None,
+            name=stage.name, examples=examples, replayed=marks, steps=stage.steps, lr=stage.lr,
+            lr_scales=stage.lr_scales, done=stage.done(), epochs=1.0 if stage.steps is None else None,
         )  # fmt: skip
 
     def extra_losses(self, model: torch.nn.Module, batch: Any) -> dict[str, Tensor]:
@@ -129,17 +128,20 @@ class Curriculum:
             teaches = index > 0 and self.consistency_coef > 0 and self.long_term is not None
             self._previous = losses.snapshot(model) if teaches else None
             held = self.long_term.examples(without=[batch.stage]) if self.long_term is not None else []
-            self._anchored, self._at = {example.id for example in held}, batch.stage
+            self._anchored, self._at, self._noisy = {example.id for example in held}, batch.stage, None
         opened = self.order == "shuffled" or self.specialist in self._names[: index + 1]
         scale = 0.5 if opened and self.fine_tune_coef > 0 else 1.0
         rows = [i for i, id in enumerate(batch.ids) if id in self._anchored]
         if rows and self._previous is not None:
-            gap = losses.consistency_loss(model, self._previous, self._part(batch, rows, 2), kind=self.consistency)
+            self._noisy = losses.noisy(model) if self._noisy is None else self._noisy
+            now = None if self.consistency == "hidden" or self._noisy else _answers(batch, rows)
+            inputs = self._part(batch, rows, read=1, trained=int(now is None))
+            gap = losses.consistency_loss(model, self._previous, inputs, kind=self.consistency, now=now)
             terms["consistency"] = scale * self.consistency_coef * gap
             self._gap = gap.detach()
         rows = [i for i, id in enumerate(batch.ids) if self._fine_tunes(id)]
         if rows and self.fine_tune_coef != 1:
-            inputs = self._part(batch, rows, 1)
+            inputs = self._part(batch, rows, trained=1)
             logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
             mean = losses.answer_losses(logits, inputs["labels"]).mean()
             terms["fine_tune"] = scale * (self.fine_tune_coef - 1) * mean
@@ -181,22 +183,24 @@ class Curriculum:
         self._clock = now
 
     def state_dict(self) -> dict[str, Any]:
-        """Return memories, losses, costs and the earlier adapter as JSON values, for a checkpoint."""
-        weights = {name: tensor.cpu().contiguous() for name, tensor in (self._previous or {}).items()}
+        """Return memories, losses and costs as JSON values, for a checkpoint; see `state_tensors` for the rest."""
         return {
             "at": self._at, "step": self._step, "anchored": sorted(self._anchored), "history": list(self.history),
-            "previous": base64.b64encode(write_tensors(weights)).decode() if weights else None,
             "costs": {name: dict(cost) for name, cost in self.costs.items()},
             "memories": [None if memory is None else memory.state_dict() for memory in self._memories],
         }  # fmt: skip
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Bring back what `state_dict` returned, of a curriculum with the same stages and memories."""
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return the adapter of the stage before, which consistency is measured against; empty where there is none."""
+        return self._previous or {}
+
+    def load_state_dict(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Bring back what `state_dict` and `state_tensors` returned, with the same stages and memories."""
         self._reset()
         self._at, self._step, self._anchored = state["at"], list(state["step"]), set(state["anchored"])
         self.history, costs = list(state["history"]), state["costs"]
         self.costs = {name: dict(costs[name]) for name in self._names if name in costs}
-        self._previous = read_tensors(base64.b64decode(state["previous"])) if state["previous"] else None
+        self._previous = dict(tensors) if tensors else None
         for memory, held in zip(self._memories, state["memories"], strict=True):
             if memory is not None:
                 memory.load_state_dict(held, self._examples)
@@ -261,6 +265,7 @@ class Curriculum:
         self.costs: dict[str, dict[str, float]] = {}
         self._at, self._step, self._anchored = "", [0, 0], set[str]()
         self._previous: dict[str, Tensor] | None = None
+        self._noisy: bool | None = None
         self._gap: Tensor | None = None
         self._clock: float | None = None
 
@@ -302,13 +307,19 @@ class Curriculum:
     def _fine_tunes(self, id: str) -> bool:
         return self.fine_tune_coef > 0 and self._tier[id] == self.specialist and losses.in_fine_tune_half(id)
 
-    def _part(self, batch: Any, rows: list[int], forwards: int) -> dict[str, Tensor]:
-        inputs = {name: value[rows] for name, value in batch.inputs.items()}
-        self._cost(batch.stage)["extra_tokens"] += forwards * int(inputs["attention_mask"].sum())
+    def _part(self, batch: Any, rows: list[int], *, read: int = 0, trained: int = 0) -> dict[str, Tensor]:
+        """Return the inputs of some rows, and note the forwards that they are for: without and with a backward."""
+        # These rows may be shorter than the batch: padding at the right is cut.
+        width = int(batch.inputs["attention_mask"][rows].sum(-1).max())
+        inputs = {name: value[rows, :width] for name, value in batch.inputs.items()}
+        cost, tokens = self._cost(batch.stage), int(inputs["attention_mask"].sum())
+        cost["extra_tokens"] += (read + trained) * tokens
+        cost["extra_trained"] += trained * tokens
         return inputs
 
     def _cost(self, stage: str) -> dict[str, float]:
-        return self.costs.setdefault(stage, {"examples": 0, "tokens": 0, "extra_tokens": 0, "seconds": 0.0})
+        names = ("examples", "tokens", "extra_tokens", "extra_trained", "seconds")
+        return self.costs.setdefault(stage, dict.fromkeys(names, 0))
 
     def _check_size(self, batch: Any, count: int) -> None:
         step, seen = self._step
@@ -320,6 +331,15 @@ class Curriculum:
                 f"train reads {seen} examples in an optimiser step, and the curriculum was made for batch_size="
                 f"{self.batch_size}; give Curriculum(..., batch_size={seen})"
             )
+
+
+def _answers(batch: Any, rows: list[int]) -> Tensor | None:
+    """Return what the batch's own forward said at the answers of some rows, where the trainer shows it."""
+    logits = getattr(batch, "logits", None)
+    if logits is None:
+        return None
+    row = (batch.inputs["labels"][:, 1:] != -100).nonzero()[:, 0]
+    return logits[torch.isin(row, torch.tensor(rows, device=row.device))]
 
 
 def _gathered(seen: list[tuple[str, float]]) -> list[tuple[str, float]]:

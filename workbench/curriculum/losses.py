@@ -35,8 +35,9 @@ def answer_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def consistency_loss(
-    model: torch.nn.Module, previous: Mapping[str, Tensor], inputs: Mapping[str, Tensor], *, kind: str = "kl"
-) -> Tensor:
+    model: torch.nn.Module, previous: Mapping[str, Tensor], inputs: Mapping[str, Tensor], *, kind: str = "kl",
+    now: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Return how far the model has moved from its earlier self on some examples, per answer token.
 
     `kl`: mean over answer tokens of KL(p_previous || p_now), in nats. `hidden`: the mean squared difference of the last
@@ -47,6 +48,8 @@ def consistency_loss(
         previous: Its trainable weights at the end of the stage before, from `snapshot`.
         inputs: `input_ids`, `attention_mask` and `labels`, each `(B, T)`.
         kind: `kl` or `hidden`.
+        now: What the model says at the answer tokens, `(answer tokens, V)`, where it is known, for `kl`; else the model
+            is asked, so that there are two forwards instead of one.
 
     Returns:
         A scalar, at least 0, with gradient to the present weights.
@@ -56,20 +59,34 @@ def consistency_loss(
     """
     read: Any = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}
     read["output_hidden_states"] = kind == "hidden"
-    counted, training = inputs["labels"][:, 1:] != -100, model.training
+    counted = inputs["labels"][:, 1:] != -100
     earlier = {name: tensor.to(counted.device) for name, tensor in previous.items()}
+
+    def said(output: Any) -> Tensor:
+        states = output.hidden_states[-1] if kind == "hidden" else output.logits
+        return states[:, :-1][counted].float()
+
+    training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            before = functional_call(model, earlier, (), read)
-        now = model(**read)
+            before = said(functional_call(model, earlier, (), read))
+        now = said(model(**read)) if now is None else now.float()
     finally:
         model.train(training)
     if kind == "hidden":
-        states = [output.hidden_states[-1][:, :-1][counted].float() for output in (now, before)]
-        return F.mse_loss(states[0], states[1])
-    logs = [output.logits[:, :-1][counted].float().log_softmax(-1) for output in (now, before)]
-    return F.kl_div(logs[0], logs[1], log_target=True, reduction="sum") / counted.sum()
+        return F.mse_loss(now, before)
+    return F.kl_div(now.log_softmax(-1), before.log_softmax(-1), log_target=True, reduction="sum") / counted.sum()
+
+
+def noisy(model: torch.nn.Module) -> bool:
+    """Say whether a training forward differs from one in evaluation: by dropout, or by jitter in a router."""
+    for module in model.modules():
+        rates = [rate for name, rate in vars(module).items() if "drop" in name or "jitter" in name]
+        rates += [module.p] if isinstance(module, torch.nn.Dropout) else []
+        if any(isinstance(rate, int | float) and rate > 0 for rate in rates):
+            return True
+    return False
 
 
 def in_fine_tune_half(example_id: str) -> bool:

@@ -160,13 +160,15 @@ def operations(costs: Mapping[str, Mapping[str, float]], *, parameters: int, tra
     """Return the floating-point operations that each stage took, from `Curriculum.costs`.
 
     A forward takes 2 for each parameter and token, a backward 2 for the activations and 2 for each trainable weight;
-    of the extra forwards every token is counted once with and once without a backward.
+    of the extra tokens only `extra_trained` had a backward.
 
     Source: Kaplan et al. (2020), arXiv 2001.08361, section 2.1.
     """
     step = 4 * parameters + 2 * trainable
     return {
-        name: cost["tokens"] * step + cost["extra_tokens"] / 2 * (2 * parameters + step) for name, cost in costs.items()
+        name: (cost["tokens"] + cost["extra_trained"]) * step
+        + (cost["extra_tokens"] - cost["extra_trained"]) * 2 * parameters
+        for name, cost in costs.items()
     }
 
 

@@ -25,6 +25,10 @@ class Stage:
         patience: 'Until no better': end after this many evaluations in a row without a lower validation loss, and at
             the latest after `steps` or `epochs`. `train` needs `validation` for it.
         lr: Peak learning rate; None takes the run's.
+        lr_scales: Pattern of an adapter weight's name to the factor of `lr` with which it learns in this stage; 0
+            freezes it, and the last pattern that fits counts: `{"*lora_A*": 0}` trains B alone, `{"*.layers.0.*": 0}`
+            rests a layer. All stages go on with one adapter of one rank: for another rank it would have to be merged
+            into the base, and the run would end in no plain adapter of that base.
         mixture: Name of a stage to its share of this stage's examples, instead of what the pacing opens.
 
     Raises:
@@ -37,6 +41,7 @@ class Stage:
     epochs: float | None = None
     patience: int | None = None
     lr: float | None = None
+    lr_scales: Mapping[str, float] | None = None
     mixture: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
@@ -56,6 +61,9 @@ class Stage:
             if value is not None and not (value >= least and 0 < value < math.inf):
                 rule = "at least 1" if least else "above 0"
                 raise ConfigError(f"stage {self.name!r} has {name}={value}; it must be {rule}")
+        wrong = {name: scale for name, scale in (self.lr_scales or {}).items() if not 0 <= scale < math.inf}
+        if wrong:
+            raise ConfigError(f"stage {self.name!r} has lr_scales {wrong}; a factor must be at least 0, and 0 freezes")
         shares = self.mixture
         if shares is not None and not (shares and min(shares.values()) > 0 and math.isclose(sum(shares.values()), 1)):
             raise ConfigError(f"stage {self.name!r} has mixture={dict(shares)}; shares must be above 0 and sum to 1")
@@ -74,8 +82,8 @@ class Stage:
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the data, with their number and digest, as JSON values."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "data"}
-        mixture = None if self.mixture is None else dict(self.mixture)
-        return values | {"mixture": mixture, "n": len(self.examples), "digest": self.digest()}
+        values |= {name: dict(values[name]) for name in ("mixture", "lr_scales") if values[name] is not None}
+        return values | {"n": len(self.examples), "digest": self.digest()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], data: Rows) -> Stage:
@@ -121,6 +129,7 @@ class StagePlan:
         steps: Optimiser steps where the stage says them; None reads the sequence once.
         epochs: 1 where it does not.
         lr: Peak learning rate or None.
+        lr_scales: See `Stage`, or None.
         done: Ends the stage early, or None.
         shuffle: Always False: the order is the curriculum's.
     """
@@ -131,5 +140,6 @@ class StagePlan:
     steps: int | None
     epochs: float | None
     lr: float | None
+    lr_scales: Mapping[str, float] | None
     done: Callable[[list[dict[str, Any]]], bool] | None
     shuffle: bool = False

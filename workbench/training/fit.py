@@ -14,7 +14,7 @@ from workbench.errors import ConfigError
 from workbench.routing.find import inner_model
 from workbench.training.encode import collate
 from workbench.training.resume import MARK, last_checkpoint, read_json, remove_broken
-from workbench.training.stages import Part
+from workbench.training.stages import Part, load_curriculum
 from workbench.training.trainer import AnswerTrainer, trl_parts
 from workbench.training.watch import Hooks, Watch
 
@@ -40,14 +40,18 @@ def fit_part(run: Any, part: Part, index: int, offset: int, hooks: Hooks) -> int
     # Trainers switch the cache off, and wrap what stands under the name `forward` in the instance.
     use_cache, models = run.model.config.use_cache, {run.model, inner_model(run.model)}
     forwards = [(model, vars(model).get("forward")) for model in models]
+    scales = part.scales(run.model)
+    frozen = [tensor for name, tensor in run.model.named_parameters() if scales.get(name) == 0]
+    for tensor in frozen:
+        tensor.requires_grad_(False)
     trainer, watch = _trainer(run, part, index, offset, hooks, folder)
+    trainer.scales = scales
     try:
         mark = {} if start is None else read_json(start / MARK)
         if start is not None:
             watch.rows = mark["rows"]
             run.rewind(mark["rows"])
-            if mark["curriculum"] is not None:
-                hooks.curriculum.load_state_dict(mark["curriculum"])
+            load_curriculum(hooks.curriculum, mark["curriculum"], start)
         if mark.get("ended"):
             trainer._load_from_checkpoint(str(start))
             return int(mark["step"])
@@ -55,6 +59,8 @@ def fit_part(run: Any, part: Part, index: int, offset: int, hooks: Hooks) -> int
         ended = watch.ended or trainer.state.global_step >= part.steps
         return trainer.state.global_step if ended else None
     finally:
+        for tensor in frozen:
+            tensor.requires_grad_(True)
         trainer.hook.remove()
         watch.probe.detach()
         run.model.config.use_cache = use_cache

@@ -106,6 +106,8 @@ class Batch:
         inputs: `input_ids`, `attention_mask` and `labels`, each `(B, T)`, so that `model(**batch.inputs)` works; labels
             are -100 outside answers.
         losses: Mean cross-entropy of each example in nats per answer token, `(B,)`, without gradient.
+        logits: What the forward said where an answer token comes next, row by row, `(answer tokens, V)`, with gradient;
+            None where the trainer does not show them (TRL's).
     """
 
     stage: str
@@ -113,6 +115,7 @@ class Batch:
     ids: tuple[str, ...]
     inputs: Mapping[str, Tensor] = field(repr=False)
     losses: Tensor
+    logits: Tensor | None = field(default=None, repr=False)
 
 
 def make_settings(values: Mapping[str, Any]) -> TrainSettings:

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+import torch
+from safetensors.torch import load_file, save_file
+
 from workbench.errors import ConfigError
 from workbench.training.encode import Encoded, encode
+from workbench.training.resume import allocator_of
 from workbench.training.settings import TrainSettings
+
+TENSORS = "curriculum.safetensors"
 
 
 class Curriculum(Protocol):
     """Stages in their order; a list of stages is one too.
 
     A stage is any object with `name` and `examples`, and where it differs from the run's settings `steps` or `epochs`,
-    `lr`, `shuffle` (False takes the examples in their order, so that any pacing can be written as a sequence) and
-    `done`: called with the stage's history rows after each evaluation, it ends the stage by returning True; it must
-    depend on these rows alone. Each stage has an optimiser and a learning rate schedule of its own.
+    `lr`, `lr_scales` (pattern of a trained weight's name to a factor of its learning rate; 0 freezes it, and the last
+    pattern that fits counts), `shuffle` (False takes the examples in their order, so that any pacing can be written as
+    a sequence) and `done`: called with the stage's history rows after each evaluation, it ends the stage by returning
+    True; it must depend on these rows alone. Each stage has an optimiser and a learning rate schedule of its own.
 
     A list's stages are all read and checked before training. Any other iterable is asked for the next stage when the
     one before is over, so that what was learned meanwhile may shape it. Where it has `state_dict()` (JSON) and
     `load_state_dict(state)`, its state is saved with each checkpoint; on resume its stages are asked for again from the
-    first, and the state of each stage's end is put back after that stage was asked for. Where it has `extra_losses` or
-    `on_batch`, `train` calls them unless it was given others.
+    first, and the state of each stage's end is put back after that stage was asked for. What `state_tensors()` returns,
+    where it has that, is saved beside it as safetensors and given to `load_state_dict(state, tensors)`. Where it has
+    `extra_losses` or `on_batch`, `train` calls them unless it was given others.
     """
 
     def __iter__(self) -> Iterator[Any]:
@@ -42,6 +52,7 @@ class Part:
         data: Its examples.
         steps: Optimiser steps.
         lr: Peak learning rate.
+        lr_scales: Pattern of a trained weight's name to the factor of its learning rate; 0 freezes it.
         shuffle: Whether the order of examples is drawn.
         done: Ends the stage early; None never does.
     """
@@ -50,14 +61,57 @@ class Part:
     data: Encoded
     steps: int
     lr: float
+    lr_scales: Mapping[str, float]
     shuffle: bool
     done: Callable[[list[dict[str, Any]]], bool] | None
 
     def identity(self) -> dict[str, Any]:
         """Return what the stage's result depends on."""
+        scaled = {"lr_scales": dict(self.lr_scales)} if self.lr_scales else {}
         return {
             "name": self.name, "data": self.data.digest, "steps": self.steps, "lr": self.lr, "shuffle": self.shuffle
-        }  # fmt: skip
+        } | scaled  # fmt: skip
+
+    def scales(self, model: torch.nn.Module) -> dict[str, float]:
+        """Return each trained weight's factor of the learning rate.
+
+        Raises:
+            ConfigError: A pattern names no trained weight, all are frozen, or AdaLoRA is to move ranks of frozen ones.
+        """
+        scales = {name: 1.0 for name, tensor in model.named_parameters() if tensor.requires_grad}
+        for pattern, scale in self.lr_scales.items():
+            found = fnmatch.filter(scales, pattern)
+            if not found:
+                raise ConfigError(
+                    f"lr_scales of stage {self.name!r} has {pattern!r}, which names no trained weight; they are called "
+                    f"like {next(iter(scales), None)!r}, and * stands for any part"
+                )
+            scales |= dict.fromkeys(found, scale)
+        if scales and not any(scales.values()):
+            raise ConfigError(f"lr_scales of stage {self.name!r} freezes every weight; leave at least one above 0")
+        if 0 in scales.values() and allocator_of(model) is not None:
+            raise ConfigError(
+                f"lr_scales of stage {self.name!r} freezes weights of an AdaLoRA adapter, whose ranks follow the "
+                "gradients of all; use factors above 0, or LoRA"
+            )
+        return scales
+
+
+def save_curriculum(curriculum: Any, checkpoint: Path) -> Any:
+    """Write a curriculum's tensors into a checkpoint, and return the rest of its state for the checkpoint's JSON."""
+    tensors = curriculum.state_tensors() if hasattr(curriculum, "state_tensors") else {}
+    if tensors:
+        save_file({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, checkpoint / TENSORS)
+    return curriculum.state_dict() if hasattr(curriculum, "state_dict") else None
+
+
+def load_curriculum(curriculum: Any, state: Any, checkpoint: Path) -> None:
+    """Bring a curriculum back to a checkpoint; `state` is what `save_curriculum` returned."""
+    if hasattr(curriculum, "state_tensors"):
+        path = checkpoint / TENSORS
+        curriculum.load_state_dict(state, load_file(path) if path.is_file() else {})
+    elif state is not None:
+        curriculum.load_state_dict(state)
 
 
 def make_parts(
@@ -110,6 +164,7 @@ def _part(model: Any, tokenizer: Any, stage: Any, settings: TrainSettings, proce
         data=data,
         steps=int(steps),
         lr=settings.lr if lr is None else lr,
+        lr_scales=getattr(stage, "lr_scales", None) or {},
         shuffle=getattr(stage, "shuffle", True),
         done=getattr(stage, "done", None),
     )

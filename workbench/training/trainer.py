@@ -38,6 +38,8 @@ class AnswerSteps(_Base):
         self.count = 0
         self.step_ids: tuple[str, ...] = ()
         self.token_losses = torch.empty(0)
+        self.answer_logits: Tensor | None = None
+        self.scales: Mapping[str, float] = {}
         super().__init__(**kwargs)
 
     def compute_loss(
@@ -66,6 +68,20 @@ class AnswerSteps(_Base):
         if self.hooks.on_batch is not None:
             self.hooks.on_batch(batch)
         return (loss, result[1]) if return_outputs else loss
+
+    def create_optimizer(self, *args: Any) -> Any:
+        """Give each weight its factor of the learning rate; the schedule then moves all alike."""
+        optimizer = super().create_optimizer(*args)
+        factor = {tensor: self.scales.get(name, 1.0) for name, tensor in self.model.named_parameters()}
+        scales = sorted({*factor.values()} - {0.0}, key=lambda scale: (scale != 1, scale))
+        if scales != [1.0]:
+            optimizer.param_groups[:] = [
+                group | {"params": members, "lr": group["lr"] * scale}
+                for group in optimizer.param_groups
+                for scale in scales
+                if (members := [tensor for tensor in group["params"] if factor[tensor] == scale])
+            ]
+        return optimizer
 
     def fail(self, what: str, ids: tuple[str, ...]) -> None:
         """Stop a run whose numbers are broken.
@@ -105,7 +121,9 @@ class AnswerSteps(_Base):
         ids = tuple(self.part.data.ids[row] for row in rows.tolist())
         self.step_ids = ids
         losses = self.token_losses.sum(-1) / counts
-        return Batch(stage=self.part.name, step=self.step, ids=ids, inputs=inputs, losses=losses)
+        # Let go of here: the logits hold the whole graph.
+        logits, self.answer_logits = self.answer_logits, None
+        return Batch(stage=self.part.name, step=self.step, ids=ids, inputs=inputs, losses=losses, logits=logits)
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         model = self.model
@@ -141,7 +159,9 @@ class _PlainStep(_Base):
     def answer_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         """Return the cross-entropy over answer tokens, and keep each token's for `Batch.losses`."""
         counted = labels[:, 1:] != -100
-        flat = F.cross_entropy(outputs.logits[:, :-1][counted].float(), labels[:, 1:][counted], reduction="none")
+        logits = outputs.logits[:, :-1][counted]
+        self.answer_logits = logits if self.model.training else None
+        flat = F.cross_entropy(logits.float(), labels[:, 1:][counted], reduction="none")
         self.token_losses = flat.new_zeros(counted.shape).masked_scatter(counted, flat.detach())
         return flat.sum() / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
 

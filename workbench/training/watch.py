@@ -17,7 +17,7 @@ from workbench.training.encode import Encoded
 from workbench.training.resume import MARK, allocator_of, checkpoints, last_checkpoint, save_state, write_json
 from workbench.training.routing import RoutingProbe
 from workbench.training.settings import Batch
-from workbench.training.stages import Part
+from workbench.training.stages import Part, save_curriculum
 
 _NOISE = ("total_flos", "train_loss", "_runtime", "_per_second", "num_tokens")
 
@@ -111,8 +111,7 @@ class Watch(TrainerCallback):
         save_state(self.trainer.model, folder)
         # A pickle that nothing here reads.
         (folder / "training_args.bin").unlink(missing_ok=True)
-        teacher = self.hooks.curriculum
-        held = teacher.state_dict() if hasattr(teacher, "state_dict") else None
+        held = save_curriculum(self.hooks.curriculum, folder)
         ended = self.ended or state.global_step >= state.max_steps
         write_json(
             folder / MARK,
