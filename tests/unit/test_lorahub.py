@@ -47,6 +47,22 @@ def test_the_penalty_is_l1_times_the_mean_weight_and_best_never_rises():
     assert found.weights in [row.weights for row in found.trace if row.penalised == best[-1]]
 
 
+def test_ngopt_tries_what_nevergrads_ngopt_tries_for_20_skills_and_budget_40():
+    import nevergrad
+
+    names = [str(i) for i in range(20)]
+    loss = lambda weights: sum((value - 0.1 * int(name)) ** 2 for name, value in weights.items())  # noqa: E731
+    found = search(loss, names, l1=0.0)
+    values = nevergrad.p.Array(init=[0.0] * 20, lower=[-1.5] * 20, upper=[1.5] * 20)
+    reference, asked = nevergrad.optimizers.NGOpt(parametrization=values, budget=40), []
+    for _ in range(40):
+        candidate = reference.ask()
+        asked.append(dict(zip(names, candidate.value.tolist())))
+        reference.tell(candidate, loss(asked[-1]))
+    reference.optim._messaging_thread.stop()
+    assert [row.weights for row in found.trace] == asked
+
+
 @pytest.mark.parametrize("optimizer", ["ngopt", "cma"])
 def test_the_reference_tries_w_0_first_and_each_candidate_once(optimizer):
     asked = []
@@ -175,7 +191,7 @@ def test_a_composition_comes_back_from_its_file(tmp_path):
     [
         ({"names": ()}, r"the skills are \[\]; name at least one"),
         ({"names": ("a", "a")}, "each once"),
-        ({"optimizer": "sgd"}, "optimizer='sgd'; it is one of cma, ngopt"),
+        ({"optimizer": "sgd"}, "optimizer='sgd'; it is one of ngopt, cma"),
         ({"bound": 0}, "bound above 0"),
         ({"l1": -1}, "l1 at least 0"),
         ({"l1": math.nan}, "finite numbers"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +83,13 @@ class SkillMix:
         """
         held: dict[str, tuple[Tensor, Tensor]] = {}
 
-        def hook(name: str) -> Callable[..., Tensor | None]:
-            def add(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-                if name not in held:
-                    return None
-                down, up = held[name]
-                return (output + linear(linear(inputs[0].to(down.dtype), down), up)).to(output.dtype)
+        def add(name: str, _module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if name not in held:
+                return None
+            down, up = held[name]
+            return (output + linear(linear(inputs[0].to(down.dtype), down), up)).to(output.dtype)
 
-            return add
-
-        hooks = [model.get_submodule(name).register_forward_hook(hook(name)) for name in self._parts]
+        hooks = [model.get_submodule(name).register_forward_hook(partial(add, name)) for name in self._parts]
         try:
             yield lambda weights: held.update(self.factors(weights))
         finally:

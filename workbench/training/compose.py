@@ -29,7 +29,7 @@ def compose_skills(
     skills: Mapping[str, str | Path],
     *,
     mix: str = "update",
-    optimizer: str = "cma",
+    optimizer: str = "ngopt",
     shots: int | None = None,
     bound: float = 1.5,
     l1: float = 0.05,
@@ -54,7 +54,7 @@ def compose_skills(
         examples: Examples of the task, or rows with their columns, as `load_examples` returns.
         skills: Name to the folder of a LoRA, rsLoRA or AdaLoRA adapter.
         mix: `update`, the weighted sum of the skills' updates, or `factor`, see `SkillMix`.
-        optimizer: `cma` or `ngopt`, see `search_weights`.
+        optimizer: `ngopt` or `cma`, see `search_weights`.
         shots: Draw so many of the examples, by the seed; None takes all.
         bound: Largest |w|.
         l1: Weight of the mean |w|.
@@ -87,10 +87,9 @@ def compose_skills(
         )
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}: at least 1")
-    drawn = _draw(list(examples), shots, seed)
-    encoded = encode(model, tokenizer, drawn, max_length=max_length)
+    encoded = encode(model, tokenizer, _draw(list(examples), shots, seed), max_length=max_length)
     rows = list(encoded.data)
-    if not faithful_scaling:
+    if not faithful_scaling:  # whose batches weigh alike, whatever is in them
         rows.sort(key=lambda row: len(row["input_ids"]))
     batches = [_batch(rows[i : i + batch_size], model.device) for i in range(0, len(rows), batch_size)]
     mixer = SkillMix(open_bank(skills, model, strict), mix, device=model.device)
@@ -98,7 +97,7 @@ def compose_skills(
 
         def loss(weights: dict[str, float]) -> float:
             put(weights)
-            sums = [_summed(model, batch) for batch in batches]
+            sums = [_summed(model, *batch) for batch in batches]
             if faithful_scaling:
                 return sum(total / count for total, count in sums) / len(rows)
             return sum(total for total, _ in sums) / sum(count for _, count in sums)
@@ -123,19 +122,17 @@ def _draw(examples: list[Any], shots: int | None, seed: int) -> Sequence[Any]:
     return random.Random(seed).sample(examples, shots)
 
 
-def _batch(rows: list[Any], device: torch.device) -> dict[str, Tensor]:
-    """Return the model's inputs, and what its next tokens should be at those positions where an answer is read."""
-    batch = collate(rows, pad=0)
+def _batch(rows: list[Any], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the model's inputs, and what the next tokens should be at those places where an answer is read."""
+    batch = {name: tensor.to(device) for name, tensor in collate(rows, pad=0).items()}
     following = batch["labels"][:, 1:]
     places = (following != -100).any(0).nonzero()[:, 0]
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "logits_to_keep": places}
-    return {name: tensor.to(device) for name, tensor in (inputs | {"wanted": following[:, places]}).items()}
+    read = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "logits_to_keep": places}
+    return read, following[:, places]
 
 
 @torch.no_grad()
-def _summed(model: Any, batch: dict[str, Tensor]) -> tuple[float, int]:
+def _summed(model: Any, read: dict[str, Tensor], wanted: Tensor) -> tuple[float, int]:
     """Return the summed cross-entropy of a batch's answer tokens, and their number."""
-    wanted = batch["wanted"]
-    logits = model(**{name: part for name, part in batch.items() if name != "wanted"}, use_cache=False).logits
-    counted = wanted != -100
+    logits, counted = model(**read, use_cache=False).logits, wanted != -100
     return float(cross_entropy(logits[counted].float(), wanted[counted], reduction="sum")), int(counted.sum())
