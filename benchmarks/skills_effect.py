@@ -43,7 +43,7 @@ from workbench.errors import DataError, WorkbenchWarning
 from workbench.evaluation.suites import Task, resolve
 from workbench.fanout import run_cells
 from workbench.generation import context_length, encode_prompt
-from workbench.models import data_samples_root
+from workbench.models import chat_prompt, data_samples_root
 from workbench.paths import adapter_folder
 from workbench.records import SKILLS, Example, records
 from workbench.search.store import RowStore
@@ -74,6 +74,7 @@ KNOBS: dict[str, tuple[str, tuple[float, ...]]] = {
 DEFAULT = {"direct tuning": 1e-2, "LoraHub, improved": 0.05, "router, static": 0.03, "router, gated": 0.01}
 STEPS = {5: 30, 64: 60, ALL: 150}
 SEARCH_SEED = 100
+MARK = "\0"
 WATCHED = 64
 """Most examples by which the best single skill is chosen."""
 
@@ -298,14 +299,22 @@ def in_context(model: Any, tokenizer: Any, task: Task, shots: list[Example]) -> 
     room = (context_length(model) or math.inf) - longest
     widest = max(task.rows(), key=lambda row: len(encode_prompt(tokenizer, row.prompt())))
     for count in range(len(shots), -1, -1):
-        told = "".join(f"{row.prompt()}\n{row.answer}\n\n" for row in shots[:count])
+        told = turns(tokenizer, shots[:count])
         if len(encode_prompt(tokenizer, after(told, widest).prompt())) <= room:
             break
     return replace(task, examples=[after(told, row) for row in task.rows()]), {"shots": count}
 
 
+def turns(tokenizer: Any, shots: Sequence[Example]) -> str:
+    """Write shots as earlier turns of the chat, up to where the next question begins."""
+    said = [(("user", row.prompt()), ("assistant", row.answer)) for row in shots]
+    messages = [{"role": role, "content": text} for pair in said for role, text in pair]
+    whole = chat_prompt(tokenizer, [*messages, {"role": "user", "content": MARK}])
+    return whole.partition(MARK)[0].removeprefix(chat_prompt(tokenizer, MARK).partition(MARK)[0])
+
+
 def after(told: str, row: Example) -> Example:
-    return replace(row, context=f"{told}{row.context}".rstrip("\n") if row.context or told else "")
+    return replace(row, context=told + row.context) if row.context else replace(row, query=told + row.query)
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:

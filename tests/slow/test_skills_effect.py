@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from pico_language import byte_tokenizer, pico
@@ -92,6 +94,21 @@ def test_the_search_keeps_every_trial_and_its_choice_is_used(effect, command, mo
     assert found["chosen"]["LoraHub, improved, 5"] in (0.0, 0.5)
     effect.main([*command, *arms])
     assert "settings of the search" in capsys.readouterr().out
+
+
+def test_ray_trains_the_same_skills_bit_for_bit(model, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a token would be written to the home folder
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'workbench[cluster]'")
+    rows = {name: [Example(id="1", skill=name, query="say it", answer=name)] for name in ("ab", "cd")}
+    folders = []
+    for executor in ("local", "ray"):
+        place = model.parent / executor
+        done = train_skills(model, rows, output_dir=place, steps=6, batch_size=1, device="cpu", executor=executor)
+        folders.append(done["cd"])
+        assert [row["skill"] for row in done.rows] == ["ab", "cd"]
+    one, two = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_trained_skills_are_asked_of_held_out_conditions_in_the_test_alone(effect):

@@ -9,6 +9,7 @@ from peft import LoraConfig
 from pico_language import byte_tokenizer, pico
 from safetensors.torch import load_file
 
+from workbench.classroom import __main__ as command
 from workbench.deltas import Delta
 from workbench.errors import ConfigError, DataError, ModelError
 from workbench.fanout import CellError, CellsStopped
@@ -139,6 +140,20 @@ def test_the_shipped_skills_open_by_name(skill):
     assert (card["skill"], card["rank from"]) == (skill, 4)
     assert card["rank to"] < 2.1
     assert Delta.from_adapter(name, base=model_folder("classroom/base")).names
+
+
+def test_the_command_puts_finished_skills_in_their_place(tmp_path, monkeypatch, capsys):
+    made = tmp_path / "work" / "ner"
+    made.mkdir(parents=True)
+    (made / "skill.json").write_text("{}")
+    asked = {}
+    monkeypatch.setattr(command, "train_skills", lambda model, **given: asked.update(given) or {"ner": made})
+    arguments = ["classroom", "skills", "--work", str(made.parent), "--out", str(tmp_path / "out"), "--seed", "3"]
+    monkeypatch.setattr("sys.argv", arguments)
+    command.main()
+    assert (tmp_path / "out" / "ner" / "skill.json").is_file()
+    assert asked == {"output_dir": made.parent, "seed": 3, "executor": "local", "device": "cpu"}
+    assert "done in" in capsys.readouterr().out
 
 
 def test_shipped_skills_are_small_and_a_wrong_name_is_told():
