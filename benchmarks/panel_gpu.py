@@ -125,7 +125,7 @@ ALONE = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="pico")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)

@@ -105,8 +105,8 @@ class MixedAdapters:
                 parts[name] = [(adapter, *_factors(module, adapter)) for adapter in module.lora_A]
         wrapped = {name.replace(".base_layer", ""): name for name in parts}
         for adapter, factors in self.folders.items():
-            for module, (up, down) in factors.items():
-                parts.setdefault(wrapped.get(module, module), []).append((adapter, up, down))
+            for place, (up, down) in factors.items():
+                parts.setdefault(wrapped.get(place, place), []).append((adapter, up, down))
         stacks, kinds = [], dict[Any, Any]()
         for name, found in parts.items():
             module: Any = self.model.get_submodule(name)

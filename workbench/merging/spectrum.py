@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any, NoReturn
 
 import torch
@@ -87,6 +88,8 @@ class RatioSpectrum:
         self.model, self._modules = row_model(self.live.model)
         self.model.save_pretrained = _refuse_to_save
         self._decoding: int | None = None
+        # The parents stay as they are, so a recipe's numbers do; rows come and go while recipes recur.
+        self._plan = lru_cache(256)(partial(recipe_plan, self.live))
         self.model.register_forward_pre_hook(self._check_rows, with_kwargs=True)
         self.apply(rows)
 
@@ -102,7 +105,7 @@ class RatioSpectrum:
             MergeError: A recipe has other parents, or its weights sum to 0 at a tensor.
         """
         rows = spectrum_recipes(recipes, ratios)
-        parts = components(self.live, rows)
+        parts = components(self.live, rows, self._plan)
         for name, module in self._modules.items():
             own = {key: self._first.get(f"{name}.{key}") for key in ("weight", "bias")}
             module.assign({key: parts[first] for key, first in own.items() if first})
@@ -148,12 +151,20 @@ class RatioSpectrum:
             )
 
 
-def components(live: LiveMerge, recipes: Sequence[MergeRecipe]) -> dict[str, Part]:
+def recipe_plan(live: LiveMerge, recipe: MergeRecipe) -> dict[str, Any]:
+    """Return for each tensor a recipe's coefficients, or what its rule is told there."""
+    return dict(live.steps(recipe) if recipe.entrywise else live.coefficients(recipe))
+
+
+def components(
+    live: LiveMerge, recipes: Sequence[MergeRecipe], plan: Callable[[MergeRecipe], Any] | None = None
+) -> dict[str, Part]:
     """Return what the recipes' merges are sums of, each component once, and every recipe's coefficients.
 
     Args:
         live: The parents.
         recipes: R recipes of them.
+        plan: Gives a recipe's `recipe_plan`, perhaps remembered; None works it out.
 
     Returns:
         Tensor name to J components and their coefficients, `(R, J)`.
@@ -162,7 +173,7 @@ def components(live: LiveMerge, recipes: Sequence[MergeRecipe]) -> dict[str, Par
         ConfigError: A recipe is for another number of layers.
         MergeError: A recipe has other parents, or its weights sum to 0 at a tensor.
     """
-    plans: list[Any] = [live.steps(r) if r.entrywise else live.coefficients(r) for r in recipes]
+    plans: list[Any] = [(plan or partial(recipe_plan, live))(recipe) for recipe in recipes]
     names, found, targets = [*live.parents, live.base], {}, live.model.state_dict()
     for name, (parts, origin) in live.tensors().items():
         models: dict[Any, Any] = dict(zip(names, [*parts, origin]))
