@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import get_peft_model
 from pico_adapters import adalora, lora, saved
 from pico_language import byte_tokenizer, pico
 
+from workbench.adapters import SkillRouterConfig, set_skill_weights, skill_weights
 from workbench.adapters.lorahub import SearchStep
 from workbench.errors import ConfigError
 from workbench.records import Example, RouterOutput, RoutingTrace
@@ -30,16 +32,18 @@ def folders(tmp_path_factory):
     return {name: str(home / name) for name in NAMES}
 
 
-@pytest.fixture
-def mixed(folders):
-    """A pico model with a static skill router over them."""
-    from peft import get_peft_model
-
-    from workbench.adapters import SkillRouterConfig
-
+def routed(folders, **settings):
+    """Return a pico model with a skill router over them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return get_peft_model(pico(context=256), SkillRouterConfig(skills=folders, task_type="CAUSAL_LM")).eval()
+        config = SkillRouterConfig(skills=folders, task_type="CAUSAL_LM", **settings)
+        return get_peft_model(pico(context=256), config).eval()
+
+
+@pytest.fixture
+def mixed(folders):
+    """A model whose weights are numbers, the same in all layers."""
+    return routed(folders)
 
 
 @pytest.fixture
@@ -68,8 +72,6 @@ def test_both_answer_and_without_skills_they_say_the_same(make):
 
 
 def test_a_move_sets_the_model_and_changes_the_answer(make, mixed):
-    from workbench.adapters import skill_weights
-
     widget = make()
     widget.move({})
     assert widget.wait(SECONDS)
@@ -81,8 +83,6 @@ def test_a_move_sets_the_model_and_changes_the_answer(make, mixed):
 
 
 def test_the_latest_of_many_moves_wins(make, mixed):
-    from workbench.adapters import skill_weights
-
     widget = make(max_new_tokens=40)
     for weight in (0.1, 0.2, 0.3, 0.85):
         widget.move({"ner": weight})
@@ -223,8 +223,6 @@ def test_the_path_shows_the_best_so_far():
 
 
 def test_leaving_a_skill_out_is_compared_example_by_example_and_undone(mixed):
-    from workbench.adapters import set_skill_weights, skill_weights
-
     weights = {"ner": 1.0, "entity_relation": 0.0, "inference": -0.5}
     set_skill_weights(mixed, weights)
     rows = [Example(id=str(i), skill="x", query=f"what is {i}?", answer=f"it is {i}") for i in range(4)]
@@ -232,6 +230,15 @@ def test_leaving_a_skill_out_is_compared_example_by_example_and_undone(mixed):
     assert list(rises) == ["ner", "inference"], "a weight of 0 has nothing to leave out"
     assert all(len(rise) == 4 and any(rise) for rise in rises.values())
     assert skill_weights(mixed) == pytest.approx(weights)
+
+
+def test_weights_of_each_layer_are_put_back_as_they_were(folders):
+    model = routed(folders, per_layer=True)
+    weights = {"ner": [1.0, 0.0], "entity_relation": [0.0, 0.0], "inference": [-0.5, 0.5]}
+    set_skill_weights(model, weights)
+    rows = [Example(id=str(i), skill="x", query=f"what is {i}?", answer=f"it is {i}") for i in range(2)]
+    assert list(leave_one_out(model, byte_tokenizer(chat=True), rows)) == ["ner", "inference"]
+    assert skill_weights(model) == weights
 
 
 def test_the_bars_run_from_the_most_missed_to_the_most_harmful():

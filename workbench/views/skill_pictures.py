@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
-from workbench.adapters import set_skill_weights
+from workbench.adapters import set_skill_weights, skill_weights
 from workbench.adapters.lorahub import SearchStep
 from workbench.curriculum.difficulty import difficulty
 from workbench.errors import ConfigError
@@ -39,22 +40,16 @@ def weights_panel(tasks: Mapping[str, Sequence[Any]]) -> Panel:
         raise ConfigError(f"tasks without weights: {empty or 'all'}; give each task one set of weights for each seed")
     found = {task: [preset_weights(weights) for weights in seeds] for task, seeds in tasks.items()}
     skills = list(dict.fromkeys(skill for seeds in found.values() for weights in seeds for skill in weights))
-    cells = {
-        (skill, task): _mean([weights.get(skill, 0.0) for weights in seeds])
-        for task, seeds in found.items()
-        for skill in skills
-    }
-    values = np.array([[cells[skill, task][0] for task in found] for skill in skills])
-    marks = np.array([[_sure(*cells[skill, task][1:]) for task in found] for skill in skills])
+    means = np.array([[_mean([one.get(skill, 0.0) for one in seeds]) for seeds in found.values()] for skill in skills])
     columns = "; ".join(f"{i + 1} = {task} (n = {len(seeds)})" for i, (task, seeds) in enumerate(found.items()))
     return Panel(
         title="Which task takes which skill",
-        picture=heat_map(values, skills, [str(i + 1) for i in range(len(found))], marks=marks),
+        picture=heat_map(means[..., 0], skills, [str(i + 1) for i in range(len(found))], marks=_sure(means)),
         reading="a row is a skill, a column a task; blue adds the skill, orange takes it away. A star marks a weight "
         "whose interval over seeds leaves out 0: the others may be chance, or a skill that another one replaces.",
-        about=f"columns: {columns}. n counts seeds; intervals are 95 % t-intervals over them, and stand in the table.",
+        about=f"Columns: {columns}. n counts seeds; intervals are 95 % t-intervals over them, and stand in the table.",
         head=["skill", *found],
-        rows=[[skill, *(_text(cells[skill, task], "+.2f") for task in found)] for skill in skills],
+        rows=[[skill, *(_text(mean, "+.2f") for mean in row)] for skill, row in zip(skills, means)],
     )
 
 
@@ -109,14 +104,14 @@ def leave_one_out(model: Any, tokenizer: Any, examples: Any) -> dict[str, list[f
         Skill, of those whose weight is not 0, to nats per answer token, one number for each example. Above 0, the skill
         helps.
     """
-    weights = preset_weights(model)
+    weights = skill_weights(model)
 
     def losses() -> list[float]:
         return difficulty(examples, "loss", model=model, tokenizer=tokenizer, progress=False)
 
     whole, found = losses(), {}
     try:
-        for skill in [skill for skill, weight in weights.items() if weight]:
+        for skill in [skill for skill, weight in weights.items() if np.any(weight)]:
             set_skill_weights(model, weights | {skill: 0.0})
             found[skill] = [without - full for without, full in zip(losses(), whole, strict=True)]
     finally:
@@ -135,18 +130,18 @@ def leave_one_out_panel(rises: Mapping[str, Sequence[float]]) -> Panel:
     """
     if not rises or len(next(iter(rises.values()))) < 2:
         raise ConfigError(f"{len(rises)} skills were left out; it takes a skill of weight other than 0, and 2 examples")
-    means = {skill: _mean(rise) for skill, rise in rises.items()}
-    order = sorted(means, key=lambda skill: -means[skill][0])
+    order = sorted(rises, key=lambda skill: -np.mean(rises[skill]))
+    means = np.array([_mean(rises[skill]) for skill in order])
     return Panel(
         title="What each skill adds: the rise of the loss without it",
-        picture=_bars([(skill, *means[skill]) for skill in order]),
+        picture=_bars(order, means),
         reading="a bar to the right is a skill that is missed when it is left out, to the left one that does harm. "
         "A star marks an interval that leaves out 0. Two skills that know the same cover for each other: both look "
         "small.",
-        about=f"nats per answer token, n = {len(next(iter(rises.values())))} examples; the black line is the 95 % "
-        "t-interval over them, each compared with itself.",
+        about=f"Nats per answer token, n = {len(rises[order[0]])} examples; the black line is the 95 % t-interval over "
+        "them, each compared with itself.",
         head=["skill", "rise of the loss (95 % interval)"],
-        rows=[[skill, _text(means[skill], "+.3f")] for skill in order],
+        rows=[[skill, _text(mean, "+.3f")] for skill, mean in zip(order, means)],
     )
 
 
@@ -167,23 +162,22 @@ def gate_panel(trace: RoutingTrace, skills: Sequence[str], prompts: Sequence[str
             f"the trace's routers choose among {sorted(widths)} experts, and {len(skills)} skills were named; capture "
             "a model with an input gate while it runs, and name each of its skills"
         )
-    documents = trace.tokens["document"].numpy()
-    count = int(documents.max()) + 1
-    values = np.zeros((len(skills), count))
-    for document in range(count):
-        first = int((documents == document).argmax())
-        for output in trace.routers.values():
-            chosen, weights = output.selected_experts[first].tolist(), output.routing_weights[first].tolist()
-            values[chosen, document] += np.array(weights) / len(trace.routers)
-    named = [" ".join(text.split()) for text in prompts or map(str, range(1, count + 1))]
+    documents = trace.tokens["document"]
+    first = [int((documents == document).int().argmax()) for document in range(int(documents.max()) + 1)]
+    each = [
+        torch.zeros(one.router_logits.shape).scatter(1, one.selected_experts, one.routing_weights.float())[first]
+        for one in trace.routers.values()
+    ]
+    values = torch.stack(each).mean(0).T.numpy()
+    numbers = [str(i + 1) for i in range(len(first))]
+    named = "; ".join(f"{i} = {' '.join(text.split())[:60]}" for i, text in zip(numbers, prompts or numbers))
     return Panel(
         title="What the gate takes for each prompt",
-        picture=heat_map(values, skills, [str(i + 1) for i in range(count)]),
+        picture=heat_map(values, skills, numbers),
         reading="a column is a prompt, a row a skill; the gate reads the whole prompt once and then keeps its choice. "
         "Columns that look alike are a gate that does not care what is asked.",
-        about="columns: " + "; ".join(f"{i + 1} = {text[:60]}" for i, text in enumerate(named)) + f". One gate, "
-        f"n = {count} prompts: no interval.",
-        head=["skill", *(str(i + 1) for i in range(count))],
+        about=f"Columns: {named}. One gate, n = {len(first)} prompts: no interval.",
+        head=["skill", *numbers],
         rows=[[skill, *(f"{value:+.2f}" for value in row)] for skill, row in zip(skills, values)],
     )
 
@@ -196,33 +190,32 @@ def _mean(values: Sequence[float]) -> tuple[float, float, float]:
     return float(one.value), float(one.low), float(one.high)
 
 
-def _sure(low: float, high: float) -> bool:
-    return low > 0 or high < 0
+def _sure(means: np.ndarray) -> np.ndarray:
+    """Say of which means `(..., 3)` the interval leaves out 0."""
+    return (means[..., 1] > 0) | (means[..., 2] < 0)
 
 
-def _text(mean: tuple[float, float, float], form: str) -> str:
+def _text(mean: np.ndarray, form: str) -> str:
     value, low, high = (f"{number:{form}}" for number in mean)
     return value if math.isnan(mean[1]) else f"{value} ({low} to {high})"
 
 
-def _bars(rows: Sequence[tuple[str, float, float, float]]) -> str:
-    """Return an SVG with a bar from 0 and an interval for each row."""
-    left, width = 20 + 7 * max(len(name) for name, *_ in rows), 360
-    low, high = min(0.0, *(row[2] for row in rows)), max(0.0, *(row[3] for row in rows))
-    scale = width / ((high - low) or 1.0)
-    zero, height = left - scale * low, 8 + ROW * len(rows)
+def _bars(names: Sequence[str], means: np.ndarray) -> str:
+    """Return an SVG with a bar from 0 and an interval for each row of means `(rows, 3)`."""
+    left, width, height = 20 + 7 * max(map(len, names)), 360, 8 + ROW * len(names)
+    low, high = min(0.0, means.min()), max(0.0, means.max())
+    places = left + width * (means - low) / ((high - low) or 1.0)
+    zero = left - width * low / ((high - low) or 1.0)
     parts = [f'<line x1="{zero:.1f}" x2="{zero:.1f}" y1="2" y2="{height}" stroke="{SOFT}"/>']
-    for i, (name, value, *ends) in enumerate(rows):
-        y, ends = 6 + ROW * i, [left + scale * (end - low) for end in ends]
-        x, length = zero + min(0.0, scale * value), scale * abs(value)
-        colour = MORE if value >= 0 else LESS
+    for i, (name, (end, *ends), star) in enumerate(zip(names, places, _sure(means))):
+        y, colour = 6 + ROW * i, MORE if end >= zero else LESS
+        bar = f'x="{min(zero, end):.1f}" y="{y}" width="{abs(end - zero):.1f}" height="{ROW - 6}"'
+        value = f"{means[i, 0]:+.3f}{'*' if star else ''}"
         parts += [
             f'<text x="{left - 8}" y="{y + 15}" text-anchor="end" fill="{INK}">{html.escape(name)}</text>',
-            f'<rect x="{x:.1f}" y="{y}" width="{length:.1f}" height="{ROW - 6}" fill="{colour}" fill-opacity="0.5" '
-            f'stroke="{LINE}"/>',
+            f'<rect {bar} fill="{colour}" fill-opacity="0.5" stroke="{LINE}"/>',
             f'<line x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{y + 10}" y2="{y + 10}" stroke="{INK}"/>',
-            f'<text x="{left + width + 10}" y="{y + 15}" fill="{INK}">{value:+.3f}{"*" if _sure(*rows[i][2:]) else ""}'
-            "</text>",
+            f'<text x="{left + width + 10}" y="{y + 15}" fill="{INK}">{value}</text>',
         ]
     size = f'viewBox="0 0 {left + width + 70} {height}" width="{left + width + 70}"'
     font = 'font-family="system-ui, sans-serif" font-size="12" aria-hidden="true"'

@@ -119,6 +119,7 @@ class SkillSliders(PromptView, widgets.VBox):
         self._prompt.value = prompt if prompt is not None else next(iter(examples.values()), DEFAULT_PROMPT)
         self.preset = _choice("Preset", self.presets, self.move)
         self._picker = _choice("Example prompts", examples, lambda text: setattr(self, "prompt", text))
+        self._picker.layout.display = "" if examples else "none"
         self._zero, self._ask = button("Reset to 0", "Leave every skill out"), button("Ask", "Ask both this prompt")
         self._base, self._blend, self._status = widgets.HTML(), widgets.HTML(), widgets.HTML(status_line("Starting …"))
         super().__init__(children=self._layout())
