@@ -301,7 +301,7 @@ def test_settings_are_checked(changes, message):
 
 
 def test_wrong_folders_names_and_models_are_told(skills):
-    with pytest.raises(ConfigError, match=r"'ner' is to be in 'nowhere', which is no folder"):
+    with pytest.raises(ModelError, match=r"'nowhere' has no adapter_config\.json.*Check the path"):
         routed({"ner": "nowhere"})
     with pytest.raises(ConfigError, match="there is no skill"):
         SkillBank.open({}, llama())

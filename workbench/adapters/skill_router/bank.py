@@ -11,10 +11,9 @@ from torch import Tensor
 
 from workbench.deltas import Delta
 from workbench.deltas.adapter import read_adapter
-from workbench.deltas.files import open_adapter
 from workbench.deltas.weights import Source, Weights, open_weights
 from workbench.errors import ConfigError
-from workbench.paths import adapter_folder
+from workbench.paths import adapter_folder, read_json_object
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,10 +66,10 @@ class SkillBank:
         weights = _bare(open_weights(base))
         found: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
         for name, folder in folders.items():
-            path = _folder(name, folder)
+            path = adapter_folder(folder)
+            found[name] = _factors(name, Delta(label=str(path), base=weights, terms=read_adapter(path, weights)))
             if strict:
                 _check_base(name, path, weights)
-            found[name] = _factors(name, Delta(label=str(path), base=weights, terms=read_adapter(path, weights)))
         if strict:
             _check_targets({name: set(skill) for name, skill in found.items()})
         order = [key.removesuffix(".weight") for key in weights.shapes]
@@ -105,16 +104,9 @@ def _factors(skill: str, delta: Delta) -> dict[str, tuple[Tensor, Tensor]]:
     return factors
 
 
-def _folder(name: str, folder: str | Path) -> Path:
-    path = adapter_folder(folder)
-    if not path.is_dir():
-        raise ConfigError(f"the skill {name!r} is to be in {str(folder)!r}, which is no folder here. Check the path.")
-    return path
-
-
 def _check_base(name: str, folder: Path, base: Weights) -> None:
     """Compare names without what stands before them: a model may lie in another place than when it was trained on."""
-    trained_on = open_adapter(folder)[0].get("base_model_name_or_path") or ""
+    trained_on = read_json_object(folder / "adapter_config.json").get("base_model_name_or_path") or ""
     here, there = Path(base.label).name, Path(trained_on).name
     named = isinstance(base.origin, Path) or getattr(base.origin, "name_or_path", "")
     if there and named and here != there:

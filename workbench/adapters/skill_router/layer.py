@@ -34,7 +34,7 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("skill_router_gate",)
-    other_param_names = ("skill_router_A", "skill_router_B", "settings", "leaders", "owners")
+    other_param_names = ("skill_router_A", "skill_router_B", "skill_router_owner", "settings", "leaders")
 
     def __init__(self, base_layer: nn.Module, batch: Batch):
         super().__init__()
@@ -42,10 +42,10 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
         self.batch, self.routes, self.prompts = batch, Fleeting(), Fleeting()
         self.skill_router_A: Any = BufferDict(persistent=True)
         self.skill_router_B: Any = BufferDict(persistent=True)
+        self.skill_router_owner: Any = BufferDict(persistent=False)
         self.skill_router_gate: Any = nn.ModuleDict()
         self.settings: dict[str, SkillRouterConfig] = {}
         self.leaders: dict[str, SkillRouterLayer] = {}
-        self.owners: dict[str, Tensor] = {}
         self.merged_adapters: list[str] = []
         self.pristine: Tensor | None = None
 
@@ -66,8 +66,8 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
         inner: Any = self.get_base_layer()
         device = inner.weight.device
         self.skill_router_A[name], self.skill_router_B[name] = bank.A.to(device), bank.B.to(device)
-        skills = torch.arange(len(bank.ranks)).repeat_interleave(torch.tensor(bank.ranks))
-        self.owners[name] = skills.to(device)
+        owner = torch.arange(len(bank.ranks)).repeat_interleave(torch.tensor(bank.ranks))
+        self.skill_router_owner[name] = owner.to(device)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return W x + sum_s w_s Delta_s x, `(..., out)`, in the dtype of the wrapped layer's output."""
@@ -102,11 +102,8 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
 
     def _spread(self, weights: Tensor, name: str) -> Tensor:
         """Return weights of skills `(..., S)` as those of their ranks, `(..., R)`."""
-        owners, device = self.owners[name], self.skill_router_A[name].device
-        if owners.device != device:
-            with torch.inference_mode(False):  # it outlives the forward that moves it
-                owners = self.owners[name] = owners.to(device)
-        return weights.to(device)[..., owners]
+        owner = self.skill_router_owner[name]
+        return weights.to(owner.device)[..., owner]
 
     def _route(self, x: Tensor, name: str) -> Tensor:
         """Return the weights `(B, S)` of each sequence: those that stand already, or the gate's answer to x."""

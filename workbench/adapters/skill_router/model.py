@@ -42,22 +42,18 @@ class SkillRouterModel(BaseTuner):
                 f"the adapter's name {name!r} is part of {METHOD!r}, by which saved tensors are told apart. Choose "
                 "another name."
             )
-        if peft_config.ranks is not None:
-            return peft_config
-        self._parts = dict(open_bank(peft_config.skills, self.model, peft_config.strict).layers)
-        # A copy, so that the caller's configuration still says that the skills are to be read.
-        peft_config = self.peft_config[name] = copy.copy(peft_config)
-        peft_config.ranks = {module: list(layer.ranks) for module, layer in self._parts.items()}
-        peft_config.target_modules = set(peft_config.ranks)
-        return peft_config
-
-    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
-        assert isinstance(peft_config, SkillRouterConfig)
-        layers = skill_layers(model)
+        if peft_config.ranks is None:
+            self._parts = dict(open_bank(peft_config.skills, self.model, peft_config.strict).layers)
+            # A copy, so that the caller's configuration still says that the skills are to be read.
+            peft_config = self.peft_config[name] = copy.deepcopy(peft_config)
+            peft_config.ranks = {module: list(layer.ranks) for module, layer in self._parts.items()}
+            peft_config.target_modules = set(peft_config.ranks)
+        layers = skill_layers(self.model)
         self._batch = layers[0].batch if layers else Batch()
         if peft_config.gate == "input" and not self._batch.by_sequence:
-            model.register_forward_pre_hook(self._batch, with_kwargs=True)
+            self.model.register_forward_pre_hook(self._batch, with_kwargs=True)
             self._batch.by_sequence = True
+        return peft_config
 
     def _create_and_replace(
         self,
@@ -175,8 +171,9 @@ def add_skill(model: nn.Module, name: str, folder: str | Path, adapter: str | No
     """
     router, leaders = _deciding(model, adapter)
     config, ranks = leaders[0].settings[router], leaders[0].settings[router].ranks or {}
-    if name in config.skills or any(router in layer.merged_adapters for layer in leaders):
-        reason = "has that skill already" if name in config.skills else "is merged"
+    merged = any(router in layer.merged_adapters for layer in leaders)
+    if name in config.skills or merged:
+        reason = "is merged" if merged else "has that skill already"
         raise ConfigError(
             f"the skill {name!r} cannot be added: the router {router!r} {reason}. Choose another name, or unmerge."
         )
@@ -194,10 +191,8 @@ def add_skill(model: nn.Module, name: str, folder: str | Path, adapter: str | No
         down, up = layer.skill_router_A[router], layer.skill_router_B[router]
         new = found.get(module) or BankLayer(A=down[:0], B=up[:, :0], ranks=(0,))
         count.append(new.ranks[0])
-        layer.put_bank(
-            router,
-            BankLayer(A=torch.cat([down, new.A.to(down)]), B=torch.cat([up, new.B.to(up)], dim=1), ranks=tuple(count)),
-        )
+        down, up = torch.cat([down, new.A.to(down)]), torch.cat([up, new.B.to(up)], dim=1)
+        layer.put_bank(router, BankLayer(A=down, B=up, ranks=tuple(count)))
     for layer in leaders:
         layer.skill_router_gate[router].grow()
     # What the weights were at first no longer fits their number, and says nothing of what they are now.
