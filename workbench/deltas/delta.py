@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workbench.deltas.adapter import change, read_adapter
 from workbench.deltas.terms import Dense, Factors, Term, concatenated, total, wide
-from workbench.deltas.weights import Source, Weights, open_weights
+from workbench.deltas.weights import Source, Weights, check_same_tensors, open_weights
 from workbench.errors import ConfigError, MergeError, ModelError
 from workbench.paths import adapter_folder
 
@@ -64,7 +64,7 @@ class Delta:
             MergeError: The two have different tensors or shapes.
         """
         after, before = open_weights(tuned), open_weights(base)
-        _check_same_tensors(after, before)
+        check_same_tensors(after, before, "Choose the base that the checkpoint was trained from")
         return cls(
             label=after.label,
             base=before,
@@ -235,20 +235,3 @@ def _difference(after: Weights, before: Weights, name: str) -> Term:
 def _check_weight(weight: float) -> None:
     if not math.isfinite(weight):
         raise ConfigError(f"The weight {weight!r} is not finite. Pass a plain number; 0 leaves the base as it is.")
-
-
-def _check_same_tensors(after: Weights, before: Weights) -> None:
-    mine, theirs = after.names, before.names
-    for name in [*mine, *theirs]:
-        if name not in mine or name not in theirs:
-            owner, lacks = (after, before) if name in mine else (before, after)
-            raise MergeError(
-                f"Tensor {name!r} of {owner.label!r} is missing in {lacks.label!r}; a difference needs the same "
-                "tensors in both. Choose the base that the checkpoint was trained from."
-            )
-        if after.shapes[name] != before.shapes[name]:
-            raise MergeError(
-                f"Tensor {name!r} has shape {after.shapes[name]} in {after.label!r} and {before.shapes[name]} in "
-                f"{before.label!r}; a difference needs equal shapes. Choose the base that the checkpoint was trained "
-                "from, with the same vocabulary."
-            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from workbench.errors import ModelError
+from workbench.errors import MergeError, ModelError
 
 Source = torch.nn.Module | str | Path
 
@@ -76,6 +76,33 @@ def open_weights(source: Source) -> Weights:
     if isinstance(source, torch.nn.Module):
         return _of_module(source)
     return _of_folder(Path(source).expanduser())
+
+
+def check_same_tensors(first: Weights, second: Weights, remedy: str, *, free: Collection[str] = ()) -> None:
+    """Compare the names and shapes of two models' tensors, of which tied ones count once.
+
+    Args:
+        first: One model.
+        second: The other.
+        remedy: What the message advises, without a full stop.
+        free: Tensors whose shapes may differ.
+
+    Raises:
+        MergeError: One lacks a tensor, or a tensor has another shape; the message names both models.
+    """
+    mine, theirs = dict.fromkeys(first.names), dict.fromkeys(second.names)
+    for name in mine | theirs:
+        if name not in mine or name not in theirs:
+            owner, lacks = (first, second) if name in mine else (second, first)
+            raise MergeError(
+                f"Tensor {name!r} of {owner.label!r} is missing in {lacks.label!r}; both need the same tensors. "
+                f"{remedy}."
+            )
+        if name not in free and first.shapes[name] != second.shapes[name]:
+            raise MergeError(
+                f"Tensor {name!r} has shape {first.shapes[name]} in {first.label!r} and {second.shapes[name]} in "
+                f"{second.label!r}; both need equal shapes, for embeddings the same vocabulary. {remedy}."
+            )
 
 
 def _of_module(model: Any) -> Weights:

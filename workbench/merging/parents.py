@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from workbench.deltas.weights import check_same_tensors, open_weights
 from workbench.errors import ConfigError, MergeError
 from workbench.merging.weights import stack_depths
 
@@ -67,21 +69,17 @@ def _check_architecture(first_name: str, first: PreTrainedModel, name: str, mode
 
 
 def _check_tensors(first_name: str, first: PreTrainedModel, name: str, model: PreTrainedModel) -> None:
+    ties = [[group for group in weight_tensors(each).values() if len(group) > 1] for each in (first, model)]
+    if ties[0] != ties[1]:
+        tensor = [*ties[0], *ties[1]][0][-1]
+        raise MergeError(
+            f"Tensor {tensor!r} is tied to another one in only one of {first_name!r} and {name!r}; a merge would lose "
+            "the untied one. Load the tied parent with tie_word_embeddings=False and save it first."
+        )
+    one, other = (replace(open_weights(each), label=label) for each, label in ((first, first_name), (model, name)))
+    check_same_tensors(one, other, "Choose models of one family and size")
     mine, theirs = first.state_dict(), model.state_dict()
-    for tensor in [*mine, *theirs]:
-        if tensor not in mine or tensor not in theirs:
-            owner, lacks = (first_name, name) if tensor in mine else (name, first_name)
-            raise MergeError(
-                f"Tensor {tensor!r} of {owner!r} is missing in {lacks!r}; merging needs parents with the same tensors. "
-                "Choose models of one family and size."
-            )
     for tensor, mine_, theirs_ in ((tensor, mine[tensor], theirs[tensor]) for tensor in mine):
-        if mine_.shape != theirs_.shape:
-            raise MergeError(
-                f"Tensor {tensor!r} has shape {tuple(mine_.shape)} in {first_name!r} and {tuple(theirs_.shape)} in "
-                f"{name!r}; merging needs equal shapes. Choose models of one family and size, and, for an embedding, "
-                "of one vocabulary."
-            )
         if mine_.dtype != theirs_.dtype:
             raise MergeError(
                 f"Tensor {tensor!r} is {mine_.dtype} in {first_name!r} and {theirs_.dtype} in {name!r}; merging needs "
@@ -92,13 +90,6 @@ def _check_tensors(first_name: str, first: PreTrainedModel, name: str, model: Pr
                 f"Tensor {tensor!r} holds {mine_.dtype} numbers that differ between {first_name!r} and {name!r}; such "
                 "tensors cannot be averaged. Load both models unquantised, in a floating-point format."
             )
-    tied, theirs_tied = weight_tensors(first), weight_tensors(model)
-    if list(tied.values()) != list(theirs_tied.values()):
-        tensor = next(group for group in [*tied.values(), *theirs_tied.values()] if len(group) > 1)[-1]
-        raise MergeError(
-            f"Tensor {tensor!r} is tied to another one in only one of {first_name!r} and {name!r}; a merge would lose "
-            "the untied one. Load the tied parent with tie_word_embeddings=False and save it first."
-        )
 
 
 def check_settings(first_name: str, first: PretrainedConfig, name: str, config: PretrainedConfig) -> None:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from workbench.deltas.delta import Delta
-from workbench.deltas.weights import Weights, open_weights
+from workbench.deltas.weights import Weights, check_same_tensors, open_weights
 from workbench.errors import MergeError, ModelError
 from workbench.merging.parents import check_settings
 from workbench.models import model_folder, open_folder
@@ -141,20 +141,12 @@ def check_stored(parents: Mapping[str, Stored], *, dtype: torch.dtype | None, fr
 
 
 def _check_tensors(first: Stored, other: Stored, dtype: torch.dtype | None, free: frozenset[str]) -> None:
-    mine, theirs = first.weights, other.weights
-    for name in [*mine.names, *theirs.names]:
-        if name not in mine.shapes or name not in theirs.shapes:
-            owner, lacks = (first, other) if name in mine.shapes else (other, first)
-            raise MergeError(
-                f"Tensor {name!r} of {owner.name!r} is missing in {lacks.name!r}; merging needs parents with the same "
-                "tensors. Choose models of one family and size."
-            )
-        if mine.shapes[name] != theirs.shapes[name] and name not in free:
-            raise MergeError(
-                f"Tensor {name!r} has shape {mine.shapes[name]} in {first.name!r} and {theirs.shapes[name]} in "
-                f"{other.name!r}; merging needs equal shapes. Choose models of one family and size; where only the "
-                "vocabularies differ, vocabulary='union' or 'base' aligns them."
-            )
+    mine, theirs = (replace(stored.weights, label=stored.name) for stored in (first, other))
+    remedy = (
+        "Choose models of one family and size (vocabulary='union' or 'base' aligns vocabularies)"
+    )
+    check_same_tensors(mine, theirs, remedy, free=free)
+    for name in mine.names:
         formats = first.plain(name).dtype, other.plain(name).dtype
         if formats[0] != formats[1] and (dtype is None or not all(f.is_floating_point for f in formats)):
             raise MergeError(
