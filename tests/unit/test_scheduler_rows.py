@@ -34,6 +34,8 @@ def models(kind):
         )
         model = AutoModelForCausalLM.from_config(config).eval()
         return {"m": model}, {"m": lambda: model}
+    if kind in LONELY:
+        return lonely(kind)
     if kind in ("mixture", "by sequence"):
         routing = "token" if kind == "mixture" else "sequence"
         targets = ["q_proj", "up_proj"]
@@ -41,6 +43,8 @@ def models(kind):
         return {"m": model}, {"m": lambda: model}
     if kind in ("lora", "dora"):
         return peft(lora(), lora(r=2, use_rslora=True, use_dora=kind == "dora"))
+    if kind == "head":
+        return peft(lora(modules_to_save=["lm_head"]), lora(r=2))
     if kind == "adalora":
         return peft(adalora(inference_mode=True), adalora(init_r=2, target_r=1, inference_mode=True))
     live = LiveMerge(RECIPE, models=[pico(seed=1), pico(seed=2)])
@@ -51,6 +55,33 @@ def models(kind):
         return live.model
 
     return {"m": given}, {"m": merged}
+
+
+def lonely(kind):
+    """A model whose rows cannot join others': each is a batch of its own, and they take turns."""
+    if kind == "recurrent":
+        config = AutoConfig.for_model(
+            "lfm2",
+            vocab_size=260,
+            hidden_size=24,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=64,
+            initializer_range=0.4,
+            eos_token_id=EOS,
+            layer_types=["conv", "full_attention"],
+        )
+        torch.manual_seed(3)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    else:
+        config = pico().config
+        config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+        config.max_position_embeddings = 48
+        torch.manual_seed(3)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    return {"m": model}, {"m": lambda: model}
 
 
 def peft(first, second):
@@ -122,14 +153,27 @@ def requests(kind):
     )
 
 
-KINDS = ["window", "mixture", "by sequence", "lora", "dora", "adalora", "live", "spectrum"]
+KINDS = [
+    "window",
+    "recurrent",
+    "long rope",
+    "head",
+    "mixture",
+    "by sequence",
+    "lora",
+    "dora",
+    "adalora",
+    "live",
+    "spectrum",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_each_answer_is_the_one_that_its_request_gets_alone(kind, data):
     engine = next(iter(variants(kind).values())).engine
+    assert engine.joinable == (kind not in LONELY)
     answers = []
     for what in data.draw(st.lists(st.sampled_from(["join", "join", "turn", "turn", "turn", "stop"]), max_size=16)):
         if what == "join":

@@ -149,11 +149,11 @@ class Lane:
                 for row in fresh:
                     self._read([row])
             return
+        self.rows += going  # first, so that they end with the others if the caches cannot be joined
         if going and self.decoder is None:
             self.decoder = decoder
         elif going and self.decoder is not None:
             self.decoder.join(decoder)
-        self.rows += going
 
     def _fail(self, rows: list[Row], error: BaseException) -> None:
         for row in rows:
@@ -190,12 +190,8 @@ class Lane:
         for place, (row, token, bad) in enumerate(zip(rows, *chosen, strict=True)):
             if bad:
                 row.end("failed", broken_scores(scores[place]))
-            elif token in row.ends:
+            elif token in row.ends or row.answer.write([token]) == row.room:
                 row.end("done")
-            else:
-                row.answer.write([token])
-                if len(row.answer.token_ids) == row.room:
-                    row.end("done")
         return self._kept(decoder, rows)
 
     def _kept(self, decoder: Decoder, rows: list[Row]) -> list[Row]:

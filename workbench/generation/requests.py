@@ -106,13 +106,14 @@ class Answer:
         """Wait until the answer has ended, at most so many seconds; return whether it has."""
         return self._ended.wait(timeout)
 
-    def write(self, tokens: Sequence[int] = (), text: str | None = None) -> None:
-        """Take what was written: tokens, or an endpoint's whole text so far."""
+    def write(self, tokens: Sequence[int] = (), text: str | None = None) -> int:
+        """Take what was written: tokens, or an endpoint's whole text so far; return the number of tokens so far."""
         if self.first_token_s is None:
             self.first_token_s = time.perf_counter() - self._asked
         self._ids.extend(tokens)
         if text is not None:
             self._read = 0, text
+        return len(self._ids)
 
     def end(self, state: State, error: BaseException | None = None) -> None:
         """Take the last state; what comes later changes nothing."""

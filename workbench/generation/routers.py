@@ -39,7 +39,7 @@ def sequence_routes(model: Any) -> Any:
     return SequenceRoutes(model)
 
 
-def routing_of(passes: Sequence[tuple[RoutingTrace, int]], prompt: int, written: Sequence[int]) -> RoutingTrace:
+def routing_of(passes: Sequence[tuple[RoutingTrace, int]], prompt: int, written: Sequence[int]) -> RoutingTrace | None:
     """Return the trace of one answer, as if it had been alone: its document, row and first step are 0.
 
     A pass in which the routers rested, because they had decided for the whole sequence, repeats the last decision.
@@ -48,6 +48,9 @@ def routing_of(passes: Sequence[tuple[RoutingTrace, int]], prompt: int, written:
         passes: For each forward pass its trace and the row's place in the batch; the first one reads the prompt.
         prompt: Tokens of the prompt.
         written: Tokens of the answer; each pass but the first reads the next of them.
+
+    Returns:
+        None where no router was asked.
     """
     parts: list[RoutingTrace] = []
     for step, (trace, place) in enumerate(passes):
@@ -58,7 +61,7 @@ def routing_of(passes: Sequence[tuple[RoutingTrace, int]], prompt: int, written:
             resting.tokens["token_id"][:], resting.tokens["position"][:] = written[step - 1], prompt + step - 1
             parts.append(resting)
     if not parts:
-        return RoutingTrace()
+        return None
     routers = {}
     for router, output in parts[0].routers.items():
         both = {name: torch.cat([getattr(part.routers[router], name) for part in parts]) for name in vars(output)}
