@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import random
 import sys
 import tempfile
@@ -72,7 +73,7 @@ KNOBS: dict[str, tuple[str, tuple[float, ...]]] = {
 """The one knob that an arm is searched over, as many values for each; the others have none, or are fixed by a paper."""
 
 DEFAULT = {"direct tuning": 1e-2, "LoraHub, improved": 0.05, "router, static": 0.03, "router, gated": 0.01}
-STEPS = {5: 30, 64: 60, ALL: 150}
+STEPS = {5: 30, 64: 60, ALL: 100}
 SEARCH_SEED = 100
 MARK = "\0"
 WATCHED = 64
@@ -88,6 +89,7 @@ class Cell:
     shots: int
     seed: int
     knob: float
+    steps: int
     model: str
     skills: tuple[tuple[str, str], ...]
     digest: str
@@ -175,10 +177,15 @@ def cell(arm: str, task: str, shots: int, seed: int, knob: float, options: argpa
     parts = [adapter_folder(folder) / "adapter_model.safetensors" for _, folder in named]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:8]
     return Cell(
-        arm=arm, task=task, shots=shots, seed=seed, knob=knob, model=options.model, skills=named,
+        arm=arm, task=task, shots=shots, seed=seed, knob=knob, steps=STEPS[shots] if trained(arm) else 0,
+        model=options.model, skills=named,
         digest=digest + data_digest(options.model, (task,)), split=split_of(task, options.split),
         limit=options.limit, pooled=tuple(options.pooled) if arm.startswith("pooled") else (0, 0),
     )  # fmt: skip
+
+
+def trained(arm: str) -> bool:
+    return arm.startswith(("router", "direct"))
 
 
 def split_of(task: str, split: str) -> str:
@@ -206,7 +213,7 @@ def pooled_folder(options: argparse.Namespace) -> Path:
 
 def train_pooled(options: argparse.Namespace) -> None:
     """Train one AdaLoRA on all skills' rows: by default as many tokens and parameters as the twelve skills together."""
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(os.cpu_count() or 1)  # no cell runs beside it
     rows = [row for skill in SKILLS for row in wb.load_examples(f"classroom/{skill}") if row["split"] == "train"]
     steps, batch = options.pooled
     model, tokenizer = wb.load_model(options.model, device=options.device)
@@ -258,12 +265,12 @@ def adapted(
     if cell.arm == "pooled AdaLoRA":
         return PeftModel.from_pretrained(model, pooled).eval(), {}
     skills = dict(cell.skills)
-    if cell.arm.startswith(("router", "direct")):
-        adapter = scaled(STEPS[cell.shots])
+    if trained(cell.arm):
+        adapter = skill_adapter(cell.steps)
         if cell.arm.startswith("router"):
             adapter = wb.SkillRouterConfig(skills=skills, gate="input" if "gated" in cell.arm else "static")
-        settings = {"steps": STEPS[cell.shots], "lr": cell.knob, "seed": cell.seed, "batch_size": min(16, len(shots))}
-        once = {"save_every": STEPS[cell.shots], "progress": False, "output_dir": folder}
+        settings = {"steps": cell.steps, "lr": cell.knob, "seed": cell.seed, "batch_size": min(16, len(shots))}
+        once = {"save_every": cell.steps, "progress": False, "output_dir": folder}
         run = wb.train(model, tokenizer, shots, adapter=adapter, **settings, **once)
         return run.model, skill_weights(run.model) if "static" in cell.arm else {}
     hub = {"seed": cell.seed, "l1": cell.knob}
