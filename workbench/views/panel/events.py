@@ -23,6 +23,9 @@ from workbench.views.panel.votes import VoteStore
 PACE = 1 / 12
 """Seconds between two pictures of growing answers: faster than a person reads, slow enough for a browser."""
 
+MOVES = 10
+"""A slider that is dragged asks often, and for one short answer at a time: so many moves weigh one question."""
+
 CROWD = 0.01
 """Further seconds for each person who is answered at the same time, so that drawing leaves the models their time."""
 
@@ -64,7 +67,7 @@ class Events:
     ) -> None:
         self.scheduler, self.recipes, self.tokenizer = scheduler, dict(recipes), tokenizer
         self.limits, self.store = limits, store
-        self.rate = RateLimit(limits.asks_per_minute)
+        self.rate, self.moves = RateLimit(limits.asks_per_minute), RateLimit(MOVES * limits.asks_per_minute)
         self.running: dict[str, dict[str, Answer]] = {}
         self.ui = SimpleNamespace()
 
@@ -79,7 +82,7 @@ class Events:
             session.begin(prompt, form.models, blind=blind, chat=form.chat, turns=self.limits.turns)
             return session.order
 
-        async for update in self._stream(request, session, form, begin):
+        async for update in self._stream(request, session, form, begin, self.rate):
             yield update
 
     async def again(self, request: gr.Request, *given: Any) -> AsyncIterator[dict]:
@@ -93,12 +96,17 @@ class Events:
             return session.order
 
         if session.round:
-            async for update in self._stream(request, session, form, begin):
+            async for update in self._stream(request, session, form, begin, self.rate):
                 yield {**update, self.ui.seed: form.seed}
 
     async def move(self, request: gr.Request, *given: Any) -> AsyncIterator[dict]:
         """Answer the prompt again with the variants whose share was moved, and with them only."""
         session, form = self._read(given)
+        if self.ui.picture is not None:
+            yield {self.ui.picture: self.ui.draw(next(iter(form.shares.values())))}
+        # The others' answers go on to their end; only then is one of them asked again.
+        while str(request.session_hash) in self.running:
+            await asyncio.sleep(PACE)
         moved = [
             name
             for name, share in form.shares.items()
@@ -109,10 +117,8 @@ class Events:
             session.renew(moved)
             return moved
 
-        if self.ui.picture is not None:
-            yield {self.ui.picture: self.ui.draw(next(iter(form.shares.values())))}
         if moved:
-            async for update in self._stream(request, session, form, begin):
+            async for update in self._stream(request, session, form, begin, self.moves):
                 yield update
 
     def stop(self, request: gr.Request) -> None:
@@ -166,13 +172,13 @@ class Events:
         return {"max_new_tokens": form.length, "temperature": form.temperature, "seed": form.seed}
 
     async def _stream(
-        self, request: gr.Request, session: Session, form: Form, begin: Callable[[], list[str]]
+        self, request: gr.Request, session: Session, form: Form, begin: Callable[[], list[str]], rate: RateLimit
     ) -> AsyncIterator[dict]:
         """Show a round from its first token to its last; whoever closes the tab stops it."""
         tab = str(request.session_hash)
         self.stop(request)
         try:
-            self.rate.ask(request.username or tab)
+            rate.ask(request.username or tab)
             names = begin()
             live = {name: self._submit(session, form, name) for name in names}
         except WorkbenchError as error:

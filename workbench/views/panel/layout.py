@@ -48,7 +48,12 @@ def _asking(events: Events, examples: Mapping[str, Sequence[str]]) -> None:
     ui, limits = events.ui, events.limits
     with gr.Row(elem_classes="wb-ask"):
         ui.prompt = gr.Textbox(
-            label="Question", placeholder="Ask something", lines=2, max_lines=6, scale=6, max_length=limits.prompt_chars
+            label="Question",
+            placeholder="Ask something and press Enter",
+            lines=1,
+            max_lines=6,
+            scale=6,
+            max_length=limits.prompt_chars,
         )
         with gr.Column(scale=1, min_width=190):
             ui.send = gr.Button("Ask", variant="primary")
@@ -129,7 +134,7 @@ def _wire(events: Events, results: gr.Tab) -> None:
         )
     pictures = [ui.picture] if ui.picture is not None else []
     for slider in ui.shares:
-        slider.release(events.move, outputs=[*shown, *pictures], api_name=False, trigger_mode="always_last", **work)
+        slider.input(events.move, outputs=[*shown, *pictures], api_name=False, trigger_mode="always_last", **work)
     if pictures and ui.shares:
         ui.picture.click(_picked, None, ui.shares[0], api_name=False, **quick).then(
             events.move, outputs=[*shown, *pictures], api_name=False, trigger_mode="always_last", **work

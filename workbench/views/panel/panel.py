@@ -124,7 +124,7 @@ class ComparePanel(gr.Blocks):
         rows = [("Question", prompt)]
         for letter, name, answer in zip(LETTERS, names, answers):
             answer.wait()
-            rows.append((f"{letter} · {name}", answer.error or answer.text))
+            rows.append((f"{letter} · {name}", answer.error or answer.text.strip()))
         cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows)
         return (
             "<div><p><b>The answers as they stood when this notebook was saved.</b> Run the cell to ask your own.</p>"

@@ -178,6 +178,8 @@ def routing_html(trace: RoutingTrace, tokenizer: Any) -> str:
         trace: Of one answer.
         tokenizer: Turns token ids into text.
     """
+    if not len(trace):
+        return ""
     labels, parts = router_labels(trace), []
     texts = token_texts(trace, tokenizer)
     for name, output in trace.routers.items():
@@ -197,4 +199,4 @@ def routing_html(trace: RoutingTrace, tokenizer: Any) -> str:
             f"<p class='wb-tokens'>{spans}</p></details>"
         )
     head = "Routing: the share of tokens whose first expert is 0, 1, ...; open a layer for its tokens"
-    return f"<details class='wb-routing'><summary>{head}</summary>{''.join(parts)}</details>" if parts else ""
+    return f"<details class='wb-routing'><summary>{head}</summary>{''.join(parts)}</details>"

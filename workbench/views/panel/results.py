@@ -151,7 +151,13 @@ def as_html(rows: Sequence[Standing]) -> str:
 
 def _cells(row: Standing, ranked: bool) -> str:
     left, width, dot = (f"{100 * value:.1f}%" for value in (row.low, row.high - row.low, row.share))
-    bar = f"<span class='wb-bar'><i style='left:{left};width:{width}'></i><b style='left:{dot}'></b></span>"
+    # Its style stands here, since a notebook has no style sheet of the panel.
+    box = "position:absolute;height:100%"
+    bar = (
+        "<span style='position:relative;display:inline-block;width:160px;height:12px;background:rgba(127,127,127,.2)'>"
+        f"<i style='{box};left:{left};width:{width};background:#2b7bba;opacity:.5'></i>"
+        f"<b style='{box};left:{dot};width:3px;margin-left:-1px;background:#2b7bba'></b></span>"
+    )
     cells = [row.rounds, row.won, row.ties, row.bad, f"{row.share:.0%} ({row.low:.0%} to {row.high:.0%})", bar]
     cells += [f"{row.strength:.0f} ({row.strength_low:.0f} to {row.strength_high:.0f})"] if ranked else []
     return f"<th>{html.escape(row.variant)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells)
