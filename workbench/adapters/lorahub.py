@@ -66,12 +66,10 @@ class Composition:
     about: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
-        """Write everything as a JSON file, whole or not at all; NaN is written as null."""
-        path, value = Path(path), asdict(self)
-        for row in value["trace"]:
-            row |= {name: None for name in ("loss", "penalised") if math.isnan(row[name])}
+        """Write everything as a JSON file, whole or not at all."""
+        path = Path(path)
         writing = path.with_name(f".{path.name}.partial")
-        writing.write_text(json.dumps(value, indent=1, allow_nan=False), encoding="utf-8")
+        writing.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
         os.replace(writing, path)
 
     @classmethod
@@ -82,11 +80,10 @@ class Composition:
             ConfigError: The file holds something else.
             ModelError: It is no JSON object.
         """
-        value = read_json_object(Path(path))
+        value: Any = read_json_object(Path(path))
         try:
-            rows = [{name: math.nan if part is None else part for name, part in row.items()} for row in value["trace"]]
-            return cls(**value | {"trace": tuple(SearchStep(**row) for row in rows)})
-        except (KeyError, TypeError, AttributeError) as error:
+            return cls(**value | {"trace": tuple(SearchStep(**row) for row in value["trace"])})
+        except (KeyError, TypeError) as error:
             raise ConfigError(f"{path} is no composition ({error!r}); pass what Composition.save wrote") from error
 
     def __repr__(self) -> str:
@@ -216,21 +213,19 @@ def _asking(optimizer: str, size: int, bound: float, budget: int, seed: int) -> 
 
 
 def _tell(trace: Sequence[SearchStep], best: int) -> None:
-    broken = sum(math.isnan(row.loss) for row in trace)
+    told, broken = [], sum(math.isnan(row.loss) for row in trace)
     if broken:
-        warnings.warn(
+        told.append(
             f"{broken} of {len(trace)} candidates gave a loss that is no number and were passed over; with a lower "
-            "bound the weights stay where the model still computes",
-            WorkbenchWarning,
-            stacklevel=4,
+            "bound the weights stay where the model still computes"
         )
     if len(trace) > 1 and best == 0:
-        warnings.warn(
+        told.append(
             f"none of {len(trace) - 1} candidates has a lower loss than w = 0 ({trace[0].loss:.4g}), so the weights "
-            "stay 0 and the base is as it was; try a larger budget, a smaller l1, or skills nearer to the task",
-            WorkbenchWarning,
-            stacklevel=4,
+            "stay 0 and the base is as it was; try a larger budget, a smaller l1, or skills nearer to the task"
         )
+    for text in told:
+        warnings.warn(text, WorkbenchWarning, stacklevel=3)
 
 
 def _check(names: Sequence[str], optimizer: str, bound: float, l1: float, budget: int) -> None:

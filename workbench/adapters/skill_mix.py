@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
@@ -29,7 +26,6 @@ class SkillMix:
     Args:
         bank: The skills.
         mix: `update` or `factor`.
-        device: Where the factors shall be; None leaves them.
 
     Raises:
         ConfigError: `mix` is another word.
@@ -39,17 +35,17 @@ class SkillMix:
     and each B carries its own skill's scale, where the reference takes the first skill's for all.
     """
 
-    def __init__(self, bank: SkillBank, mix: str = "update", *, device: torch.device | None = None):
+    def __init__(self, bank: SkillBank, mix: str = "update"):
         if mix not in MIXES:
             raise ConfigError(f"mix={mix!r}; it is one of {', '.join(MIXES)}")
         self.names, self.mix = bank.names, mix
-        self._parts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self._parts: dict[str, tuple[Tensor, ...]] = {}
         for module, layer in bank.layers.items():
-            down, up = layer.A.to(device), layer.B.T.to(device)
+            down, up = layer.A, layer.B.T
             if mix == "factor":
                 down, up = (_stacked(part, layer.ranks) for part in (down, up))
-            ranks = torch.tensor(layer.ranks, device=down.device)
-            self._parts[module] = down, up, torch.arange(len(ranks), device=down.device).repeat_interleave(ranks)
+            owners = torch.arange(len(layer.ranks)).repeat_interleave(torch.tensor(layer.ranks))
+            self._parts[module] = down, up, owners.to(down.device)
 
     def factors(self, weights: Mapping[str, float]) -> dict[str, tuple[Tensor, Tensor]]:
         """Return A `(R, in)` and B `(out, R)` of each module, in float32; R is the sum of the ranks, or the largest.
@@ -89,34 +85,15 @@ class SkillMix:
             down, up = held[name]
             return (output + linear(linear(inputs[0].to(down.dtype), down), up)).to(output.dtype)
 
-        hooks = [model.get_submodule(name).register_forward_hook(partial(add, name)) for name in self._parts]
+        modules: dict[str, Any] = {name: model.get_submodule(name) for name in self._parts}
+        for name, module in modules.items():
+            self._parts[name] = tuple(part.to(module.weight.device) for part in self._parts[name])
+        hooks = [module.register_forward_hook(partial(add, name)) for name, module in modules.items()]
         try:
             yield lambda weights: held.update(self.factors(weights))
         finally:
             for handle in hooks:
                 handle.remove()
-
-    def save(self, weights: Mapping[str, float], folder: str | Path, *, base: str) -> None:
-        """Write the mix as a plain LoRA adapter, which PEFT and `workbench.deltas` read without any skill.
-
-        Args:
-            weights: Of each skill.
-            folder: Made if need be.
-            base: Name or folder of the base, for the adapter's card.
-        """
-        mixed = {name: pair for name, pair in self.factors(weights).items() if len(pair[0])}
-        ranks, folder = {name: len(down) for name, (down, _) in mixed.items()}, Path(folder)
-        config = LoraConfig(
-            r=max(ranks.values()), lora_alpha=max(ranks.values()), rank_pattern=ranks, alpha_pattern=dict(ranks),
-            target_modules=list(mixed), task_type="CAUSAL_LM", base_model_name_or_path=base, inference_mode=True,
-        )  # fmt: skip
-        folder.mkdir(parents=True, exist_ok=True)
-        config.save_pretrained(str(folder))
-        tensors = {f"base_model.model.{name}.lora_A.weight": down for name, (down, _) in mixed.items()}
-        tensors |= {f"base_model.model.{name}.lora_B.weight": up for name, (_, up) in mixed.items()}
-        save_file(
-            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors"
-        )
 
 
 def _stacked(rows: Tensor, ranks: Sequence[int]) -> Tensor:

@@ -88,11 +88,11 @@ def compose_skills(
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}: at least 1")
     encoded = encode(model, tokenizer, _draw(list(examples), shots, seed), max_length=max_length)
-    rows = list(encoded.data)
+    rows: list[Any] = list(encoded.data)
     if not faithful_scaling:  # whose batches weigh alike, whatever is in them
         rows.sort(key=lambda row: len(row["input_ids"]))
     batches = [_batch(rows[i : i + batch_size], model.device) for i in range(0, len(rows), batch_size)]
-    mixer = SkillMix(open_bank(skills, model, strict), mix, device=model.device)
+    mixer = SkillMix(open_bank({name: str(folder) for name, folder in skills.items()}, model, strict), mix)
     with evaluating(model), mixer.on(model) as put:
 
         def loss(weights: dict[str, float]) -> float:
