@@ -175,6 +175,16 @@ class Driver:
         said = [text for text in errors.all_inner_texts() if "Traceback" in text or "Error" in text]
         assert not said, said[0][-2000:]
 
+    def run_above(self, text: str) -> None:
+        """Run the cells above the first one that holds a text, and wait for them."""
+        index = "[...notebook.model.cells].findIndex((cell) => cell.sharedModel.source.includes(text))"
+        self.page.evaluate(
+            "async (text) => { const notebook = jupyterapp.shell.currentWidget.content;"
+            f" notebook.activeCellIndex = {index};"
+            " await jupyterapp.commands.execute('notebook:run-all-above'); }",
+            text,
+        )
+
     def picture(self, view, path: Path) -> None:
         """Save a view as a picture, in a window high enough to hold all of it."""
         self.page.set_viewport_size({"width": 1280, "height": 4000})
