@@ -153,19 +153,8 @@ def requests(kind):
     )
 
 
-KINDS = [
-    "window",
-    "recurrent",
-    "long rope",
-    "head",
-    "mixture",
-    "by sequence",
-    "lora",
-    "dora",
-    "adalora",
-    "live",
-    "spectrum",
-]
+LONELY = ["recurrent", "long rope"]
+KINDS = ["window", "head", "mixture", "by sequence", "lora", "dora", "adalora", "live", "spectrum", *LONELY]
 
 
 @pytest.mark.parametrize("kind", KINDS)
