@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+# Seven processes are started, one after the other.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 UNIT = Path(__file__).parents[1] / "unit"
 SCRIPT = f"""

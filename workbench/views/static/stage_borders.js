@@ -16,6 +16,7 @@ function render({ model, el }) {
   const bottom = BOX.top + BOX.height;
   const svg = node("svg", { viewBox: "0 0 592 196", class: "wb-svg", role: "group" });
   svg.setAttribute("aria-label", `Histogram of ${model.get("label")} with borders between stages`);
+  svg.style.maxWidth = "640px"; // wider, its letters would outgrow the page's
   el.append(svg);
 
   const counts = model.get("counts");
