@@ -137,6 +137,19 @@ def test_a_saved_page_shows_weights_and_answers_and_escapes_them(make):
     assert "<b>why" not in table
 
 
+def test_weights_of_each_layer_are_kept_until_a_slider_moves(folders):
+    model = routed(folders, per_layer=True)
+    weights = {"ner": [1.0, 0.0], "entity_relation": [0.0, 0.0], "inference": [-0.5, 0.5]}
+    set_skill_weights(model, weights)
+    widget = SkillSliders(model, byte_tokenizer(chat=True), prompt="cough", max_new_tokens=2)
+    assert widget.wait(SECONDS)
+    assert skill_weights(model) == weights
+    widget.move({"ner": 1.0})
+    assert widget.wait(SECONDS)
+    assert skill_weights(model)["ner"] == [1.0, 1.0]
+    widget.close()
+
+
 def test_an_error_is_shown_and_the_next_move_works(make):
     widget = make()
     widget.prompt = "x" * 300

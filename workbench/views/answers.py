@@ -42,7 +42,9 @@ def _pane(classes: str, title: str, state: str, body: str, foot: str) -> str:
     )
 
 
-def fallback_table(*, recipe: str, prompt: str, blend: str, answers: Mapping[str, str | None], scores: str = "") -> str:
+def fallback_table(
+    *, recipe: str, prompt: str, blend: str, answers: Mapping[str, str | None], scores: str = "", what: str = "Merge"
+) -> str:
     """Return what a saved notebook shows where widgets do not run: recipe, prompt and answers.
 
     Args:
@@ -51,12 +53,13 @@ def fallback_table(*, recipe: str, prompt: str, blend: str, answers: Mapping[str
         blend: The blend's answer.
         answers: Each parent's answer, None where it was not written yet.
         scores: A sentence on what was measured, or an empty text.
+        what: Which sliders.
     """
     rows = [("Recipe", recipe), ("Prompt", prompt), ("Answer of the blend", blend)]
     rows += [(f"Answer of {name}", "(not written yet)" if text is None else text) for name, text in answers.items()]
     body = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows)
     return (
-        "<div><p><b>Merge sliders, as they stood when this notebook was saved.</b> Run the cell to move them.</p>"
+        f"<div><p><b>{what} sliders, as they stood when this notebook was saved.</b> Run the cell to move them.</p>"
         f"<table><tbody>{body}</tbody></table><p>{html.escape(scores)}</p><p><i>{NOTICE}</i></p></div>"
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import threading
 import time
@@ -17,7 +16,7 @@ import traitlets
 from workbench.adapters import set_skill_weights, skill_weights
 from workbench.errors import ConfigError
 from workbench.generation import stream
-from workbench.views.answers import NOTICE, blend_pane, parent_pane
+from workbench.views.answers import NOTICE, blend_pane, fallback_table, parent_pane
 from workbench.views.controls import STATIC
 from workbench.views.forms import box, button, field, status_line
 from workbench.views.preview import UPDATE_S
@@ -73,11 +72,12 @@ class SkillSliders(PromptView, widgets.VBox):
     """Sliders over the skills of a skill router, with live answers of the base and of the blend to one prompt.
 
     A movement sets the router's weights on the widget's own thread, stops the running answer and starts the next one;
-    no weight matrix is computed. When it is at rest (`wait`), `model` carries the weights that are shown.
+    no weight matrix is computed. When it is at rest (`wait`), `model` carries the weights that are shown; until then,
+    whatever else runs the same model may see others, or none.
 
     Args:
         model: A PEFT model with a `SkillRouterConfig` of the static gate and free weights; where it stands is where the
-            sliders start.
+            sliders start. Weights for each layer are shown as their mean, and kept until a slider moves.
         tokenizer: Its tokenizer.
         presets: Weights to start from by name: a mapping of skills to numbers (a skill left out gets 0), what
             `compose_skills` returned, or a model with a skill router. No skill, all alike, and each skill alone are
@@ -111,7 +111,6 @@ class SkillSliders(PromptView, widgets.VBox):
         self.answers: dict[str, str] = {}
         self.first_token_ms: float | None = None
         self._kept: dict[str, str] = {}
-        self._guard, self._job = threading.RLock(), None
         examples = dict(prompts) if isinstance(prompts, Mapping) else {text: text for text in prompts}
         names = [name.replace("_", " ") for name in self.skills]
         self.sliders = SkillWeights(names, [*start.values()])
@@ -147,10 +146,7 @@ class SkillSliders(PromptView, widgets.VBox):
 
     def refresh(self) -> None:
         """Ask again, with the weights and the prompt that are shown."""
-        with self._guard:
-            self._status.value = status_line("Writing …")
-            self._job = (self.weights, self.prompt, time.perf_counter())
-            self._worker.submit(self._job)
+        self._worker.submit((self.weights, self.prompt, time.perf_counter()))
 
     def _all_presets(self, given: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         even = 1 / len(self.skills)
@@ -185,10 +181,12 @@ class SkillSliders(PromptView, widgets.VBox):
 
     def _work(self, job: Any, stop: threading.Event) -> None:
         weights, prompt, asked = job
-        self.first_token_ms = None
+        self.first_token_ms, self._status.value = None, status_line("Writing …")
         self.answers = {"base": self._kept[prompt]} if prompt in self._kept else {}
         self._draw(writing=True)
-        set_skill_weights(self.model, weights)
+        # Weights of single layers stay as they were trained until a slider moves.
+        if preset_weights(self.model) != weights:
+            set_skill_weights(self.model, weights)
         self._write("blend", prompt, asked, stop)
         if prompt not in self._kept and not stop.is_set():
             with self.model.disable_adapter():
@@ -197,10 +195,8 @@ class SkillSliders(PromptView, widgets.VBox):
             return
         self._kept[prompt] = self.answers["base"]
         self._draw(writing=False)
-        with self._guard:
-            if job is self._job:
-                wait = f"First new token {self.first_token_ms:.0f} ms after the move." if self.first_token_ms else ""
-                self._status.value = status_line(f"Ready. {wait}")
+        wait = f"First new token {self.first_token_ms:.0f} ms after the move." if self.first_token_ms else ""
+        self._status.value = status_line(f"Ready. {wait}")
 
     def _write(self, who: str, prompt: str, asked: float, stop: threading.Event) -> None:
         self.answers[who], shown = "", 0.0
@@ -227,12 +223,12 @@ class SkillSliders(PromptView, widgets.VBox):
         self.wait(FALLBACK_WAIT_S)
         bundle: Any = super()._repr_mimebundle_(**kwargs)
         weights = ", ".join(f"{skill} {weight:+.2f}" for skill, weight in self.weights.items() if weight)
-        rows = {"Weights (others are 0)": weights or "none", "Prompt": self.prompt}
-        rows |= {f"Answer of the {name}": text for name, text in sorted(self.answers.items())}
-        body = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
-        bundle["text/html"] = (
-            "<div><p><b>Skill sliders, as they stood when this notebook was saved.</b> Run the cell to move them.</p>"
-            f"<table><tbody>{body}</tbody></table><p><i>{NOTICE}</i></p></div>"
+        bundle["text/html"] = fallback_table(
+            recipe=weights or "all weights are 0",
+            prompt=self.prompt,
+            blend=self.answers.get("blend", ""),
+            answers={"the base": self.answers.get("base")},
+            what="Skill",
         )
         return bundle
 
