@@ -56,6 +56,7 @@ UNSEEN_DATA = ("relation_extraction", "entity_relation", "entity_synonymy", "ner
 UNSEEN_TASKS = ("abbreviation", "referral", "safety_check", "exam_backward")
 TASKS = UNSEEN_DATA + UNSEEN_TASKS
 ALL = 0
+SHOWN = {ALL: "all", -1: "-"}
 FEW, EVERY = (5, 64), (5, 64, ALL)
 ARMS: dict[str, tuple[int, ...]] = {
     "base": (), "uniform weights": (), "pooled AdaLoRA": (),
@@ -139,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{options.split}, {options.limit} rows a task, {options.seeds} draws of shots; settings", end=" ")
     print(f"{'of the search' if found else 'not searched'}; points, differences with 95 % t-intervals over draws.\n")
     print(summary(rows).to_markdown(index=False, floatfmt=".1f"), "\n")
-    print(by_task(rows).to_markdown(floatfmt=".1f"))
+    print(by_task(rows).to_markdown(index=False, floatfmt=".1f"))
     if options.save:
         rows["made"] = made(sys.argv[1:] if arguments is None else arguments).replace("lora_moe", "skills")
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -335,7 +336,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         base = means.get((-1, "base"), pd.Series({0: math.nan})).iloc[0]
         for (shots, arm), mine in sorted(means.items(), key=lambda item: item[0][0] or math.inf):
             those = part[(part["arm"] == arm) & (part["shots"] == shots)]
-            row = {"track": track, "shots": {ALL: "all", -1: "-"}.get(shots, shots), "arm": arm, "points": mine.mean()}
+            row = {"track": track, "shots": SHOWN.get(shots, shots), "arm": arm, "points": mine.mean()}
             row["over base"] = told(mine - base) if len(mine) > 1 else f"{mine.iloc[0] - base:+.1f}"
             single = means.get((shots, "best single skill"), pd.Series(dtype=float))
             paired = (mine - (single if len(single) > 1 else single.sum())).dropna() if len(single) else single
@@ -347,8 +348,9 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 def by_task(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the mean points of each task, a row for each arm and number of shots."""
-    table = rows.pivot_table(index=["shots", "arm"], columns="task", values="score", sort=False) * 100
-    return table[[task for task in TASKS if task in table]]
+    named = rows.assign(shots=rows["shots"].map(lambda n: SHOWN.get(n, str(n))))
+    table = named.pivot_table(index=["shots", "arm"], columns="task", values="score", sort=False) * 100
+    return table[[task for task in TASKS if task in table]].reset_index()
 
 
 if __name__ == "__main__":

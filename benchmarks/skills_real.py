@@ -23,7 +23,6 @@ import workbench as wb
 from workbench.data import Choice
 from workbench.evaluation import Task
 from workbench.records import Example, records
-from workbench.training.skills import skill_adapter
 
 
 def entities(row: Mapping[str, Any]) -> str:
@@ -99,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         places = {"output_dir": f"{folder}/skills", "threads": options.threads, "device": options.device}
         chosen = {name: lessons[name] for name in options.skills}
-        skills = wb.train_skills(options.model, chosen, adapter=skill_adapter(options.steps), **places, **learn)
+        skills = wb.train_skills(options.model, chosen, **places, **learn)
         model, tokenizer = wb.load_model(options.model, device=options.device)
         scores["base"] = wb.evaluate(model, tokenizer, suite, **ask)
         for name, place in skills.items():
@@ -112,20 +111,16 @@ def main(arguments: list[str] | None = None) -> None:
             model, tokenizer, together, adapter=router, output_dir=f"{folder}/router", lr=1e-2, progress=False, **learn
         )
         scores["router"] = wb.evaluate(run.model, tokenizer, suite, **ask)
-    rows = [row(who, task, score) for who, found in scores.items() for task, score in found.items()]
+    table = pd.concat([found.to_frame().assign(model=who) for who, found in scores.items()])
+    table = table.loc[table["metric"] != "macro", ["model", "task", "metric", "value", "low", "high", "n"]]
     print(f"\n{time.perf_counter() - start:.0f} s, seed {options.seed}, {options.steps} steps of 8 examples.\n")
-    print(pd.DataFrame(rows).to_markdown(index=False, floatfmt=".3f"))
+    print(table.to_markdown(index=False, floatfmt=".3f"))
 
 
 def rows_of(folder: Path, name: str, seed: int) -> list[Example]:
     """Return a set's rows in an order of the seed's: many are sorted by document."""
     place, _, mapping = MAPPINGS[name]
     return records(wb.load_examples(folder / place, **mapping).shuffle(seed=seed).to_list())
-
-
-def row(who: str, task: str, score: Any) -> dict[str, Any]:
-    figures = {"metric": score.metric, "value": score.value, "95 % interval": f"{score.low:.3f} to {score.high:.3f}"}
-    return {"model": who, "task": task} | figures | {"n": score.n}
 
 
 if __name__ == "__main__":

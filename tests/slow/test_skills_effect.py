@@ -64,6 +64,7 @@ def command(model, effect):
     return [*paths, "--limit", "1", "--seeds", "1", "--pooled", "6", "1"]
 
 
+@pytest.mark.timeout(900)
 def test_all_arms_give_a_row_and_it_goes_on_from_its_store(effect, command, model, capsys, monkeypatch):
     small = [*command, "--tasks", "ner", "referral", "--shots", "5", "--save"]
     effect.main(small)
