@@ -202,8 +202,9 @@ def test_a_round_has_one_vote_with_all_that_its_answers_depend_on(panel, live, t
     from workbench.views.panel.panes import Written
     from workbench.views.panel.session import Session
 
-    session = Session(tokenizer=tokenizer, settings={"max_new_tokens": 8, "temperature": 0.0, "seed": 5})
-    session.begin("fever", ["one", "merged"], blind=True, chat=False, turns=3)
+    session = Session(tokenizer=tokenizer)
+    settings = {"max_new_tokens": 8, "temperature": 0.0, "seed": 5}
+    session.begin("fever", ["one", "merged"], settings, blind=True, chat=False, turns=3)
     with pytest.raises(ConfigError, match="0 answers are there"):
         session.vote("A")
     for name in session.order:
@@ -222,7 +223,7 @@ def test_a_vote_is_on_the_disk_before_it_is_acknowledged(panel, tokenizer):
     from workbench.views.panel.session import Session
 
     session = Session(tokenizer=tokenizer)
-    session.begin("fever", ["one", "merged"], blind=False, chat=False, turns=3)
+    session.begin("fever", ["one", "merged"], {}, blind=False, chat=False, turns=3)
     session.answers = {name: Written(text=name, state="done") for name in session.order}
     before = len(VoteStore(panel.desk.store.path).read())
     shown = panel.desk.vote("tie", session, False)
@@ -236,6 +237,21 @@ def test_it_opens_to_nobody_unasked(panel, live):
         panel.launch(server_name="0.0.0.0")
     with pytest.raises(ConfigError, match="share=True"):
         panel.launch(share=True)
+
+
+def test_who_has_no_password_sees_no_panel_and_a_proxys_path_is_heard(live, tokenizer, tmp_path):
+    (tmp_path / "users").write_text("ann:secret\n")
+    made = compare_panel({"one": live.parent(0)}, tokenizer, votes=tmp_path / "votes.jsonl")
+    quiet = {"prevent_thread_lock": True, "quiet": True, "inline": False}
+    made.launch(auth=tmp_path / "users", root_path="/proxy/{port}", **quiet)
+    url = f"http://127.0.0.1:{made.server_port}"
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"{url}/config", timeout=20)
+    assert caught.value.code == 401
+    visitor = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    visitor.open(f"{url}/login", b"username=ann&password=secret", timeout=20)
+    assert json.load(visitor.open(f"{url}/config", timeout=20))["root"].endswith(f"/proxy/{made.server_port}")
+    made.close()
 
 
 def test_a_proxy_of_jupyterhub_is_found(monkeypatch):

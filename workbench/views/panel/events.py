@@ -77,9 +77,8 @@ class Events:
 
         def begin() -> list[str]:
             prompt = self.limits.prompt(form.prompt)
-            session.settings = self._settings(form)
-            blind = form.view == "blind"
-            session.begin(prompt, form.models, blind=blind, chat=form.chat, turns=self.limits.turns)
+            kind = {"blind": form.view == "blind", "chat": form.chat, "turns": self.limits.turns}
+            session.begin(prompt, form.models, self._settings(form), **kind)
             return session.order
 
         async for update in self._stream(request, session, form, begin, self.rate):

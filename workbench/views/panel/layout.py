@@ -120,7 +120,8 @@ def _wire(events: Events, results: gr.Tab) -> None:
     work = {
         "inputs": form,
         "show_progress": "hidden",
-        "concurrency_limit": events.limits.people,
+        # Whoever waits shall wait in the scheduler, which tells the place.
+        "concurrency_limit": events.limits.at_once + events.limits.waiting,
         "concurrency_id": "answers",
     }
     gr.on([ui.send.click, ui.prompt.submit], events.ask, outputs=shown, api_name="ask", **work)

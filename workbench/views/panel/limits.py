@@ -20,8 +20,8 @@ class Limits:
         answer_tokens: Most tokens of one answer, at least 1.
         asks_per_minute: Most questions of one person in any 60 seconds, at least 1.
         turns: Most turns of one conversation, at least 1.
-        people: Most people whose answers are written at the same time; others wait in the queue.
-        waiting: Most people in that queue; others are asked to come back.
+        at_once: Most answers written at the same time; others wait, and see their place in the queue.
+        waiting: Most answers in that queue; others are asked to come back.
 
     Raises:
         ConfigError: A number is below 1.
@@ -31,8 +31,8 @@ class Limits:
     answer_tokens: int = 256
     asks_per_minute: int = 30
     turns: int = 8
-    people: int = 32
-    waiting: int = 200
+    at_once: int = 64
+    waiting: int = 1000
 
     def __post_init__(self) -> None:
         for field in fields(self):

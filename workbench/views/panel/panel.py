@@ -38,6 +38,9 @@ class ComparePanel(gr.Blocks):
         picture: The Pareto picture, or None.
     """
 
+    shown: ComparePanel | None = None
+    """The panel that a notebook shows now; the next one closes it, so that a cell run again leaves no server behind."""
+
     def __init__(self, events: Events, examples: Mapping[str, Sequence[str]], picture: Picture | None) -> None:
         super().__init__(analytics_enabled=False, title="Compare models", fill_width=True)
         self.desk, self.examples = events, {label: list(prompts) for label, prompts in examples.items() if prompts}
@@ -102,6 +105,9 @@ class ComparePanel(gr.Blocks):
         if inline:
             from IPython.display import HTML, display
 
+            before, ComparePanel.shown = ComparePanel.shown, self
+            if before is not None and before is not self:
+                before.close()
             address = f"{root}/" if root else self.local_url
             frame = f"<iframe src='{html.escape(address)}' width='100%' height='{height}' frameborder='0'></iframe>"
             display(HTML(frame + self.still()))
@@ -174,7 +180,7 @@ def compare_panel(
     made, limits = make_variants(variants, tokenizer), limits or Limits()
     recipes = {name: one.choice for name, one in made.items() if one.kind in ("live", "spectrum")}
     events = Events(
-        Scheduler(made, max_rows=limits.people, max_waiting=limits.waiting * len(variants)),
+        Scheduler(made, max_rows=limits.at_once, max_waiting=limits.waiting),
         {name: recipe for name, recipe in recipes.items() if recipe.ratio is not None},
         tokenizer,
         limits=limits,

@@ -149,7 +149,8 @@ def surprising(ids: Sequence[int], bits: Sequence[float], tokenizer: Any) -> str
         bits: -log2 of each token's probability.
         tokenizer: Turns them into text.
     """
-    texts = [tokenizer.decode(list(ids[:n]), skip_special_tokens=True).rstrip("\ufffd") for n in range(len(ids) + 1)]
+    texts = [tokenizer.decode(list(ids[:n]), skip_special_tokens=True) for n in range(len(ids) + 1)]
+    texts = [text.rstrip("\ufffd").lstrip() for text in texts]
     spans = []
     for before, after, surprise in zip(texts, texts[1:], bits):
         strong = " wb-strong" if surprise >= 6 else ""

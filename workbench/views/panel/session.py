@@ -48,12 +48,15 @@ class Session:
     mark: str = MARKS[0]
     bits: dict[str, list[float]] = field(default_factory=dict)
 
-    def begin(self, prompt: str, names: Sequence[str], *, blind: bool, chat: bool, turns: int) -> None:
+    def begin(
+        self, prompt: str, names: Sequence[str], settings: dict[str, Any], *, blind: bool, chat: bool, turns: int
+    ) -> None:
         """Start a round; in a conversation the one before it becomes history.
 
         Args:
             prompt: What is asked.
             names: Variants to ask; a blind round draws two of them and shuffles them.
+            settings: As in the class.
             blind: Whether their names are hidden.
             chat: Whether the answers so far are kept as history.
             turns: Most turns of a conversation.
@@ -72,7 +75,7 @@ class Session:
         else:
             self.turns = []
             self.order = random.SystemRandom().sample(list(names), 2) if blind else list(names)
-        self.prompt, self.blind = prompt, blind
+        self.prompt, self.blind, self.settings = prompt, blind, settings
         self.renew(self.order)
 
     def renew(self, names: Sequence[str]) -> None:
