@@ -146,6 +146,7 @@ class SkillSliders(PromptView, widgets.VBox):
 
     def refresh(self) -> None:
         """Ask again, with the weights and the prompt that are shown."""
+        assert self._worker is not None
         self._worker.submit((self.weights, self.prompt, time.perf_counter()))
 
     def _all_presets(self, given: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -238,9 +239,10 @@ def preset_weights(preset: Any) -> dict[str, float]:
 
     Where a router has a weight for each layer, it is their mean.
     """
-    found = preset if isinstance(preset, Mapping) else getattr(preset, "weights", None)
-    found = found if isinstance(found, Mapping) else skill_weights(preset)
-    return {skill: float(np.mean(weight)) for skill, weight in found.items()}
+    if not isinstance(preset, Mapping):
+        found = getattr(preset, "weights", None)
+        preset = found if isinstance(found, Mapping) else skill_weights(preset)
+    return {skill: float(np.mean(weight)) for skill, weight in preset.items()}
 
 
 def _choice(label: str, options: Mapping[str, Any], take: Callable[[Any], None]) -> Any:
