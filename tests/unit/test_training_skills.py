@@ -5,14 +5,17 @@ import threading
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from pico_language import byte_tokenizer, pico
 from safetensors.torch import load_file
 
+from workbench.adapters import SkillBank
 from workbench.classroom import __main__ as command
 from workbench.deltas import Delta
 from workbench.errors import ConfigError, DataError, ModelError
 from workbench.fanout import CellError, CellsStopped
+from workbench.merging.live import LiveMerge
+from workbench.merging.recipe import MergeRecipe
 from workbench.models import load_model, model_folder
 from workbench.paths import adapter_folder, data_samples_root
 from workbench.records import SKILLS, Example
@@ -140,6 +143,18 @@ def test_the_shipped_skills_open_by_name(skill):
     assert (card["skill"], card["rank from"]) == (skill, 4)
     assert card["rank to"] < 2.1
     assert Delta.from_adapter(name, base=model_folder("classroom/base")).names
+
+
+def test_a_shipped_skill_is_a_parent_of_a_merge_and_part_of_a_bank_by_name():
+    names = [f"classroom/skills/{skill}" for skill in ("ner", "inference")]
+    recipe = MergeRecipe(parents=names, base="classroom/base", method="task_arithmetic", weights=[1.0, 0.0])
+    live = LiveMerge(recipe, device="cpu", dtype="float32")
+    model, _ = load_model("classroom/base", device="cpu", dtype="float32")
+    assert SkillBank.open(dict(zip("ab", names)), model).names == ("a", "b")
+    ids = torch.tensor([[3, 5, 8, 13]])
+    with torch.no_grad():
+        wanted = PeftModel.from_pretrained(model, adapter_folder(names[0])).eval()(input_ids=ids).logits
+        assert torch.allclose(live.model(input_ids=ids).logits, wanted, atol=1e-4)
 
 
 def test_the_command_puts_finished_skills_in_their_place(tmp_path, monkeypatch, capsys):
