@@ -69,9 +69,9 @@ class AnswerSteps(_Base):
             self.hooks.on_batch(batch)
         return (loss, result[1]) if return_outputs else loss
 
-    def create_optimizer(self, *args: Any) -> Any:
+    def create_optimizer(self, model: Any = None) -> Any:
         """Give each weight its factor of the learning rate; the schedule then moves all alike."""
-        optimizer = super().create_optimizer(*args)
+        optimizer = super().create_optimizer(model)
         factor = {tensor: self.scales.get(name, 1.0) for name, tensor in self.model.named_parameters()}
         scales = sorted({*factor.values()} - {0.0}, key=lambda scale: (scale != 1, scale))
         if scales != [1.0]:

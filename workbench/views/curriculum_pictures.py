@@ -137,7 +137,7 @@ def _ribbon(groups: Sequence[Any], means: Mapping[str, Sequence[float]], shares:
         spans[-1][2] = i + 1
     for name, first, last in spans:
         k = tiers.index(name)
-        start, width = edges[first], edges[last] - edges[first]
+        start, width = float(edges[first]), float(edges[last] - edges[first])
         parts.append(_box(start, ribbon, width, RIBBON, k, ""))
         label = f"{k + 1} {name}"[: max(1, int(width / 7))]
         parts.append(_text(start + width / 2, ribbon + 17, label, "middle", INK))

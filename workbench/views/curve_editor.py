@@ -175,7 +175,7 @@ class CurveEditor(WorkerView, widgets.VBox):
         except WorkbenchError:
             self.recipe = before
             raise
-        self._worker.submit(recipe)
+        self._submit(recipe)
 
     def _failed(self, error: Exception) -> None:
         self._status.value = status_line(str(error), error=True)

@@ -110,7 +110,7 @@ class Filmstrip(PromptView, widgets.VBox):
             self.labels = row_labels(self.spectrum)
             self._job = Job(self.prompt)
             self._show(self._job, [""] * len(self.labels), done=False)
-            self._worker.submit(self._job)
+            self._submit(self._job)
 
     # What the thread calls.
 
@@ -150,7 +150,7 @@ class Filmstrip(PromptView, widgets.VBox):
 
     def _pick(self, change: Any) -> None:
         if 0 <= change["new"] < len(self.spectrum.recipes):
-            self._worker.submit(self.spectrum.recipes[change["new"]], must_run=True)
+            self._submit(self.spectrum.recipes[change["new"]], must_run=True)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """Add a plain table to the widget: it is what a saved, untrusted notebook shows."""

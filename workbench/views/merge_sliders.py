@@ -108,12 +108,12 @@ class MergeSliders(PromptView, widgets.VBox):
         """Ask the models the current prompt again with the current recipe."""
         with self._guard:
             self._request = Request(recipe=self.recipe, prompt=self.prompt, asked_at=time.perf_counter())
-            self._worker.submit(self._request)
+            self._submit(self._request)
 
     def save(self, folder: str | Path) -> None:
         """Write the blend that is shown into a new folder, on the widget's thread; the outcome stands in the widget."""
         self._saved.value = status_line("Saving …")
-        self._worker.submit((self.recipe, folder), must_run=True)
+        self._submit((self.recipe, folder), must_run=True)
 
     # What is built once.
 

@@ -67,7 +67,7 @@ class WhatIf(WorkerView, widgets.VBox):
         """Ask with what is chosen; an answer under way is stopped."""
         where = None if self.layers.value == "all" else self.layers.value
         change = {self.change.value: self.expert.value, "layers": where}
-        self._worker.submit((self.prompt.value, change))
+        self._submit((self.prompt.value, change))
 
     def still(self) -> str:
         """Return prompt and answers as plain HTML."""

@@ -146,8 +146,7 @@ class SkillSliders(PromptView, widgets.VBox):
 
     def refresh(self) -> None:
         """Ask again, with the weights and the prompt that are shown."""
-        assert self._worker is not None
-        self._worker.submit((self.weights, self.prompt, time.perf_counter()))
+        self._submit((self.weights, self.prompt, time.perf_counter()))
 
     def _all_presets(self, given: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         even = 1 / len(self.skills)

@@ -94,6 +94,11 @@ class WorkerView:
         """Wait until what was asked for is done; False when `timeout` seconds passed first."""
         return self._worker is None or self._worker.wait(timeout)
 
+    def _submit(self, job: Any, *, must_run: bool = False) -> None:
+        """Give the thread its next job."""
+        assert self._worker is not None, "the view has no thread yet"
+        self._worker.submit(job, must_run=must_run)
+
     def close(self) -> None:
         """Stop the thread and remove the widget; what the last movement set stays."""
         if self._worker is not None:
