@@ -67,6 +67,13 @@ def dense(skills, weights):
     return target
 
 
+@pytest.mark.parametrize("gate", ["static", "input"])
+def test_a_layer_in_which_no_skill_has_a_rank_left_adds_nothing(skills, gate):
+    alone = {"adalora": skills["adalora"]}
+    model = routed(alone, gate=gate, initial_weights={"adalora": 1})
+    assert torch.allclose(logits(model), logits(dense(alone, [1.0])), atol=2e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_skill_at_weight_1_is_what_peft_gives(kind, tmp_path):
     theirs = saved(llama(), KINDS[kind], tmp_path / "one", seed=4)

@@ -89,7 +89,9 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
         hidden = linear(x, down)
         if self.settings[name].gate == "input":
             weights = self._spread(self._route(x, name), name).to(hidden.dtype)
-            hidden = (hidden.reshape(len(weights), -1, hidden.shape[-1]) * weights[:, None]).view(hidden.shape)
+            # Written out, since where pruning left no rank in any skill -1 would stand for anything.
+            rows = hidden.shape[:-1].numel() // len(weights)
+            hidden = (hidden.reshape(len(weights), rows, hidden.shape[-1]) * weights[:, None]).view(hidden.shape)
         else:
             hidden = hidden * self.by_rank(name).to(hidden.dtype)
         if result.dtype == hidden.dtype == up.dtype:
