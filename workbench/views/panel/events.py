@@ -269,7 +269,7 @@ class Events:
             )
             for i, (letter, button) in enumerate(zip(LETTERS, self.ui.best))
         }
-        several = {"visible": len(session.order) > 1, "interactive": open_}
+        several: dict[str, Any] = {"visible": len(session.order) > 1, "interactive": open_}
         return votes | {
             self.ui.tie: gr.update(**several),
             self.ui.bad: gr.update(value="Both bad" if len(session.order) == 2 else "All bad", **several),

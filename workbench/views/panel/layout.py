@@ -136,7 +136,7 @@ def _wire(events: Events, results: gr.Tab) -> None:
     pictures = [ui.picture] if ui.picture is not None else []
     for slider in ui.shares:
         slider.input(events.move, outputs=[*shown, *pictures], api_name=False, trigger_mode="always_last", **work)
-    if pictures and ui.shares:
+    if ui.picture is not None and ui.shares:
         ui.picture.click(_picked, None, ui.shares[0], api_name=False, **quick).then(
             events.move, outputs=[*shown, *pictures], api_name=False, trigger_mode="always_last", **work
         )

@@ -11,6 +11,8 @@ from typing import Any
 
 import gradio as gr
 import pandas as pd
+from gradio.themes import Base
+from gradio.utils import ipython_check
 
 from workbench.errors import ConfigError
 from workbench.generation import Request, Scheduler, make_variants
@@ -48,7 +50,7 @@ class ComparePanel(gr.Blocks):
             build(events, list(events.scheduler.variants), self.examples, picture)
         self.queue(max_size=events.limits.waiting, api_open=False)
 
-    def launch(
+    def launch(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         *,
         auth: str | Path | None = None,
@@ -85,7 +87,7 @@ class ComparePanel(gr.Blocks):
             raise ConfigError(f"server_name={server_name!r} opens the panel to others; name a file of users: auth=")
         port = server_port or free_port(server_name)
         root = proxied(root_path, port)
-        safe = {
+        safe: dict[str, Any] = {
             "auth": read_users(auth) if auth is not None else None,
             "share": False,
             "ssr_mode": False,
@@ -97,8 +99,8 @@ class ComparePanel(gr.Blocks):
             "theme": theme(),
             "css": (STATIC / "panel.css").read_text(encoding="utf-8"),
         }
-        inline = gr.utils.ipython_check() if inline is None else inline
-        settings = safe | {"quiet": inline, "prevent_thread_lock": inline} | given
+        inline = ipython_check() if inline is None else inline
+        settings: dict[str, Any] = safe | {"quiet": inline, "prevent_thread_lock": inline} | given
         served = super().launch(
             inline=False, server_name=server_name, server_port=port, root_path=root or None, **settings
         )
@@ -109,7 +111,9 @@ class ComparePanel(gr.Blocks):
             if before is not None and before is not self:
                 before.close()
             address = f"{root}/" if root else self.local_url
-            frame = f"<iframe src='{html.escape(address)}' width='100%' height='{height}' frameborder='0'></iframe>"
+            frame = (
+                f"<iframe src='{html.escape(str(address))}' width='100%' height='{height}' frameborder='0'></iframe>"
+            )
             display(HTML(frame + self.still()))
         return served
 
@@ -191,9 +195,9 @@ def compare_panel(
     return ComparePanel(events, named, shown)
 
 
-def theme() -> gr.themes.Base:
+def theme() -> Base:
     """Return the look of the panel: system fonts, so that no font server is asked."""
-    return gr.themes.Base(font=SYSTEM_FONTS, font_mono=("ui-monospace", "monospace"), primary_hue="blue")
+    return Base(font=SYSTEM_FONTS, font_mono=("ui-monospace", "monospace"), primary_hue="blue")
 
 
 def free_port(server_name: str) -> int:
