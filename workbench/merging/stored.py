@@ -142,9 +142,7 @@ def check_stored(parents: Mapping[str, Stored], *, dtype: torch.dtype | None, fr
 
 def _check_tensors(first: Stored, other: Stored, dtype: torch.dtype | None, free: frozenset[str]) -> None:
     mine, theirs = (replace(stored.weights, label=stored.name) for stored in (first, other))
-    remedy = (
-        "Choose models of one family and size (vocabulary='union' or 'base' aligns vocabularies)"
-    )
+    remedy = "Choose models of one family and size (vocabulary='union' or 'base' aligns vocabularies)"
     check_same_tensors(mine, theirs, remedy, free=free)
     for name in mine.names:
         formats = first.plain(name).dtype, other.plain(name).dtype
