@@ -17,7 +17,7 @@ import torch
 
 import workbench as wb
 from workbench.models import data_samples_root
-from workbench.records import SKILLS
+from workbench.records import SKILLS, Scores
 
 NAMES = ("base", "instruct", "clinical")
 GROUPS = ("clinical", "instructions", "exam", "general", "generation", "both", "preference", "unseen_task")
@@ -51,6 +51,8 @@ def main() -> None:
         (root / "results").mkdir(exist_ok=True)
         made = {"parents": "classroom/instruct + classroom/clinical", "method": "linear", "split": options.split}
         front.assign(**made, seed=0).round(5).to_csv(root / "results" / "ratio_sweep.csv", index=False)
+        axes = pd.DataFrame([two_axes(name, scores[name]) for name in NAMES]).assign(split=options.split, seed=0)
+        axes.round(5).to_csv(root / "results" / "models.csv", index=False)
 
 
 def arguments() -> argparse.Namespace:
@@ -62,6 +64,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--store", type=Path, help="JSON lines of finished ratios, to go on after an interruption")
     parser.add_argument("--save", action="store_true", help="write data_samples/results/ratio_sweep.csv")
     return parser.parse_args()
+
+
+def two_axes(name: str, scores: Scores) -> dict[str, object]:
+    """Return a model's row of `models.csv`: where it stands in the picture of clinical against instruction score."""
+    row: dict[str, object] = {"model": f"classroom/{name}"}
+    for axis in ("clinical", "instructions"):
+        mean = scores.mean(axis)
+        row |= {axis: mean.value, f"{axis}_low": mean.low, f"{axis}_high": mean.high, f"{axis}_n": mean.n}
+    return row
 
 
 def groups(scores: dict) -> pd.DataFrame:
