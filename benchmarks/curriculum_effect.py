@@ -2,7 +2,7 @@
 
     python benchmarks/curriculum_effect.py [--model classroom/base] [--out out/curriculum_effect] [--arms icft ...]
         [--trials 4] [--seeds 5] [--steps 120] [--batch-size 16] [--limit 60] [--device cpu] [--threads 2]
-        [--executor local]
+        [--executor local] [--save]
 
 Every arm sees the same number of examples in three tiers: general (instructions, general knowledge), broad (facts asked
 in several forms), and specialist, ICFT's three tasks: question answering, preference classification, response
@@ -14,13 +14,17 @@ difference to the first arm, with the 95 % t-interval.
 
 import argparse
 import json
+import os
+import platform
 import random
+from datetime import date
 from functools import partial
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pandas as pd
 import torch
 from peft import LoraConfig
 
@@ -31,7 +35,7 @@ from workbench.curriculum.stage import Stage, records
 from workbench.data import load_examples
 from workbench.evaluation import evaluate
 from workbench.fanout import run_cells
-from workbench.models import load_model
+from workbench.models import data_samples_root, load_model
 from workbench.records import Scores
 from workbench.routing.stats import over_seeds
 from workbench.training import train
@@ -77,6 +81,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--executor", default="local", choices=["local", "ray"])
+    parser.add_argument("--save", action="store_true", help="write data_samples/results/curriculum_effect.csv")
     arguments = parser.parse_args()
     fixed = {name: getattr(arguments, name) for name in ("model", "steps", "batch_size", "limit", "device", "threads")}
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -90,7 +95,10 @@ def main() -> None:
     for arm in arguments.arms:
         best = max((pair for pair in zip(tried, found, strict=True) if pair[0]["arm"] == arm), key=lambda p: goal(p[1]))
         cells += [best[0] | {"seed": seed, "split": "test"} for seed in range(arguments.seeds)]
-    report(cells, run_all(cells, arguments), arguments)
+    rows = run_all(cells, arguments)
+    report(cells, rows, arguments)
+    if arguments.save:
+        save([*tried, *cells], [*found, *rows])
 
 
 def trials(arm: str, count: int) -> list[dict[str, Any]]:
@@ -213,6 +221,14 @@ def figures(
         "trace": trace,
         "matrix": matrix.rows(),
     }
+
+
+def save(cells: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    """Keep every cell's settings and single figures, trials on validation included, where the project keeps results."""
+    kept = [{name: value for name, value in row.items() if isinstance(value, int | float)} for row in rows]
+    table = pd.DataFrame([cell | figures for cell, figures in zip(cells, kept, strict=True)])
+    table["made"] = f"{date.today()}, {os.cpu_count()} cores {platform.machine()}"
+    table.round(5).to_csv(data_samples_root() / "results" / "curriculum_effect.csv", index=False)
 
 
 def report(cells: list[dict[str, Any]], rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
