@@ -99,7 +99,9 @@ def test_the_search_keeps_every_trial_and_its_choice_is_used(effect, command, mo
 
 def test_ray_trains_the_same_skills_bit_for_bit(model, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a token would be written to the home folder
-    pytest.importorskip("ray", reason="ray is not installed: pip install 'workbench[cluster]'")
+    # Looked for, not imported: imported here, Ray could no longer be confined to this machine.
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed: pip install 'workbench[cluster]'")
     rows = {name: [Example(id="1", skill=name, query="say it", answer=name)] for name in ("ab", "cd")}
     folders = []
     for executor in ("local", "ray"):
