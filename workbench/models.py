@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from workbench.errors import ConfigError, ModelError, WorkbenchWarning
-from workbench.paths import adapter_folder, data_samples_root, read_json_object
+from workbench.paths import adapter_folder, data_samples_root, read_json_object, shipped
 
 CLASSROOM_MODELS = ("base", "instruct", "clinical")
 
@@ -165,13 +165,7 @@ def _classroom_folder(name: str) -> Path:
         return adapter_folder(name)
     if short not in CLASSROOM_MODELS:
         raise ModelError(f"There is no classroom model {name!r}. The classroom has {_classroom_names()}.")
-    folder = data_samples_root() / "models" / short
-    if not folder.is_dir():
-        raise ModelError(
-            f"{name!r} has no folder {folder}. The classroom models ship with the package; reinstall it, or run "
-            "`make classroom` in a checkout to build them."
-        )
-    return folder
+    return shipped(name, data_samples_root() / "models" / short, "make classroom")
 
 
 def _local_folder(name: str | Path) -> Path:

@@ -40,11 +40,19 @@ def adapter_folder(name: str | Path) -> Path:
     skill = name.removeprefix(_SKILL)
     if skill not in SKILLS:
         raise ModelError(f"There is no classroom skill {name!r}. The skills are {', '.join(SKILLS)}.")
-    folder = data_samples_root() / "skills" / skill
+    return shipped(name, data_samples_root() / "skills" / skill, "make skills")
+
+
+def shipped(name: str, folder: Path, command: str) -> Path:
+    """Return the folder of something that ships with the package.
+
+    Raises:
+        ModelError: It is not there; `command` builds it.
+    """
     if not folder.is_dir():
         raise ModelError(
-            f"{name!r} has no folder {folder}. The skills ship with the package; reinstall it, or run `make skills` in "
-            "a checkout to build them."
+            f"{name!r} has no folder {folder}. It ships with the package; reinstall it, or run `{command}` in a "
+            "checkout to build it."
         )
     return folder
 

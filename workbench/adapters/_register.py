@@ -37,6 +37,19 @@ def register(name: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> Non
     register_peft_method(name=name, config_cls=config, model_cls=tuner, prefix=tuner.prefix)
 
 
+def check_name(adapter: str, method: str) -> None:
+    """Refuse an adapter's name by which its saved tensors could not be told from the method's own.
+
+    Raises:
+        ConfigError: The name is part of the method's prefix.
+    """
+    if adapter in f"{method}_":
+        raise ConfigError(
+            f"the adapter's name {adapter!r} is part of {method!r}, by which saved tensors are told apart. "
+            "Choose another name."
+        )
+
+
 def _add_member(name: str) -> None:
     member = str.__new__(PeftType, name)
     for key, value in (("_name_", name), ("_value_", name), ("_sort_order_", len(PeftType.__members__))):

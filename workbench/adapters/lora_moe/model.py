@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
+from workbench.adapters._register import check_name
 from workbench.adapters.lora_moe.config import METHOD, PREFIX, LoraMoeConfig
 from workbench.adapters.lora_moe.layer import LoraMoeLayer
 from workbench.adapters.lora_moe.router import Batch
@@ -48,11 +49,7 @@ class LoraMoeModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         assert isinstance(peft_config, LoraMoeConfig)
-        if adapter_name in PREFIX:
-            raise ConfigError(
-                f"the adapter's name {adapter_name!r} is part of {METHOD!r}, by which saved tensors are told apart. "
-                "Choose another name."
-            )
+        check_name(adapter_name, METHOD)
         layer = target if isinstance(target, LoraMoeLayer) else LoraMoeLayer(target, self._batch)
         leader = None
         place = re.match(r"(.*?\.\d+)\.", current_key)

@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from workbench.adapters._register import check_name
 from workbench.adapters.lora_moe.router import Batch
 from workbench.adapters.skill_router.bank import BankLayer, SkillBank
 from workbench.adapters.skill_router.config import METHOD, PREFIX, SkillRouterConfig, check_shares, check_weights
@@ -37,11 +38,7 @@ class SkillRouterModel(BaseTuner):
         self._parts: dict[str, BankLayer] = {}
         self._leaders: dict[str, SkillRouterLayer] = {}
         name = next(name for name, config in self.peft_config.items() if config is peft_config)
-        if name in PREFIX:
-            raise ConfigError(
-                f"the adapter's name {name!r} is part of {METHOD!r}, by which saved tensors are told apart. Choose "
-                "another name."
-            )
+        check_name(name, METHOD)
         if peft_config.ranks is None:
             self._parts = dict(open_bank(peft_config.skills, self.model, peft_config.strict).layers)
             # A copy, so that the caller's configuration still says that the skills are to be read.
