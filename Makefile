@@ -9,7 +9,7 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 STILL := $(foreach kind,text/html text/markdown image/svg+xml image/png text/plain,--NbConvertBase.display_data_priority=$(kind))
 QUIET_LAB := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --ServerApp.ip=127.0.0.1
 
-.PHONY: help lab test test-slow lint types notebooks tour panel classroom skills bench clean
+.PHONY: help lab test test-slow lint types notebooks tour panel classroom skills bench scoreboard clean
 help:            ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -66,6 +66,9 @@ skills: $(VENV)/.lab ## rebuild the twelve skills of the base (at most 12 minute
 SLOW_OR_FED := benchmarks/real_data.py benchmarks/lora_moe_real.py benchmarks/skills_real.py benchmarks/search.py $(wildcard benchmarks/*_effect.py)
 bench: $(VENV)/.dev ## print the benchmarks that need nothing but this machine
 	@for b in $(filter-out $(SLOW_OR_FED),$(wildcard benchmarks/*.py)); do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+scoreboard: $(VENV)/.lab ## every idea's headline claim beside our figure: docs/scoreboard.html (REBUILD=1 makes all tables anew: hours)
+	$(BIN)/python benchmarks/scoreboard $(if $(REBUILD),--rebuild)
 
 clean:           ## remove what the commands made, not what they shipped
 	rm -rf $(VENV) out runs
