@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from claims import Claim, Figure, verdict
 
-HEADS = ("idea", "what its paper states", "what was measured here", "figure (95 %)", "aim", "", "behind it")
+HEADS = ("idea", "what its paper states", "what was measured here", "figure (95 %)", "aim", "verdict", "behind it")
 MARKS = {"holds": "✔ holds", "open": "○ open", "does not hold": "✘ does not hold"}
 ABOUT = (
     "What the papers state was measured on models and data that this project does not ship; what stands beside it was "
@@ -40,12 +40,13 @@ class Row:
     def cells(self) -> list[str]:
         """Return the plain texts of the row."""
         claim, figure = self.claim, self.figure
-        start = [f"{claim.idea} ({claim.paper})", claim.stated, claim.setting]
+        start, aim = [f"{claim.idea} ({claim.paper})", claim.stated, claim.setting], f"≥ {claim.aim:g} {claim.unit}"
         if figure is None:
-            return [*start, "not measured", f"{claim.aim:+g} {claim.unit}", "○ open", self.lacking]
-        shown = f"{figure.value:+.1f} ({figure.low:+.1f} to {figure.high:+.1f})"
+            return [*start, "not measured", aim, MARKS["open"], self.lacking]
+        sign = "+" if claim.unit == "points" else ""
+        value, low, high = (f"{number:{sign}.1f}" for number in (figure.value, figure.low, figure.high))
         mark = MARKS[verdict(figure, claim.aim)]
-        return [*start, shown, f"{claim.aim:+g} {claim.unit}", mark, f"{figure.behind}; {claim.table}.csv"]
+        return [*start, f"{value} ({low} to {high})", aim, mark, f"{figure.behind}; {claim.table}.csv"]
 
 
 def headline(rows: Sequence[Row]) -> str:
