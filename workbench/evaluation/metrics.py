@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 from workbench.errors import ConfigError, DataError
 from workbench.evaluation.constraints import passes
 from workbench.evaluation.ifeval import ifeval
+from workbench.evaluation.overlap import bleu, composite, meteor, rouge_1, rouge_2, rouge_l
 from workbench.records import Example
 
 
@@ -22,11 +23,13 @@ class Metric:
         function: `(example, output)` to a value, 0 to 1.
         graded: True where values between 0 and 1 can occur, which asks for another interval.
         version: Raised whenever a value may change, so that stored scores are told apart.
+        needs: A package of the extra `eval` that computes it, `""` where none does.
     """
 
     function: Callable[[Example, str], float]
     graded: bool
     version: int = 1
+    needs: str = ""
 
 
 def score(example: Example, output: str, metric: str) -> float:
@@ -38,20 +41,23 @@ def score(example: Example, output: str, metric: str) -> float:
         metric: One of `METRICS`.
 
     Raises:
-        ConfigError: There is no such metric.
+        ConfigError: There is no such metric, or the package that computes it is not installed.
         DataError: The example lacks what the metric needs, e.g. `checks` in its meta.
     """
     return METRICS[known_metric(metric)].function(example, output)
 
 
 def known_metric(name: str) -> str:
-    """Return the name of a metric if there is one.
+    """Return the name of a metric if there is one that can be computed here.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or the package that computes it is not installed.
     """
     if name not in METRICS:
         raise ConfigError(f"metric {name!r} is not known; use one of {', '.join(sorted(METRICS))}")
+    needs = METRICS[name].needs
+    if needs and find_spec(needs) is None:
+        raise ConfigError(f"metric {name!r} needs {needs}, which is not installed: pip install 'workbench[eval]'")
     return name
 
 
@@ -83,14 +89,6 @@ def entity_f1(example: Example, output: str) -> float:
     return _f1(_entities(example.answer), _entities(output))
 
 
-def rouge_l(example: Example, output: str) -> float:
-    """ROUGE-L F-measure: the longest common subsequence of words, of lower-cased words without stemming.
-
-    Source: Lin (2004), ROUGE, section 3; computed by the rouge-score package.
-    """
-    return float(_rouge().score(example.answer, output)["rougeL"].fmeasure)
-
-
 def checks(example: Example, output: str) -> float:
     """1 if the output passes every check in the example's meta, else 0.
 
@@ -111,7 +109,12 @@ METRICS: dict[str, Metric] = {
     "likelihood": Metric(function=likelihood, graded=False),
     "label_f1": Metric(function=label_f1, graded=True),
     "entity_f1": Metric(function=entity_f1, graded=True),
+    "rouge_1": Metric(function=rouge_1, graded=True),
+    "rouge_2": Metric(function=rouge_2, graded=True),
     "rouge_l": Metric(function=rouge_l, graded=True),
+    "bleu": Metric(function=bleu, graded=True, needs="sacrebleu"),
+    "meteor": Metric(function=meteor, graded=True),
+    "composite": Metric(function=composite, graded=True, needs="sacrebleu"),
     "checks": Metric(function=checks, graded=False),
     "ifeval": Metric(function=ifeval, graded=False),
 }
@@ -132,11 +135,3 @@ def _entities(text: str) -> set[tuple[str, str]]:
         if normalise(part):
             found.add((kind, normalise(part)))
     return found
-
-
-@cache
-def _rouge() -> Any:
-    # Takes over a second to import, and many evaluations have no use for it.
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeL"], use_stemmer=False)
