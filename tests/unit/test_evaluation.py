@@ -5,8 +5,11 @@ import threading
 import pytest
 import torch
 from datasets import Dataset
+from peft import get_peft_model
+from pico_adapters import lora, saved
 from pico_language import byte_tokenizer, pico
 
+from workbench.adapters import LoraMoeConfig, SkillRouterConfig
 from workbench.errors import ConfigError, DataError, ModelError
 from workbench.evaluation import CLASSROOM, METRICS, EvaluationStopped, Task, evaluate, runner
 from workbench.evaluation.likelihood import choice_scores
@@ -48,6 +51,40 @@ def test_choice_scores_are_those_of_full_passes(batch_size):
     scores = choice_scores(model, TOKENIZER, CHOICES, batch_size=batch_size)
     for example, values in zip(CHOICES, scores, strict=True):
         assert values == pytest.approx(by_hand(model, example), abs=1e-5)
+
+
+def step_by_step(model, example: Example) -> list[float]:
+    """Prompt first, then each choice token by token, one sequence at a time."""
+    prompt = torch.tensor([encode_prompt(TOKENIZER, example.prompt())])
+    scores = []
+    for choice in example.choices:
+        said, total = model(prompt, use_cache=True), 0.0
+        for token in TOKENIZER(choice, add_special_tokens=False)["input_ids"]:
+            total += float(torch.log_softmax(said.logits[0, -1], -1)[token])
+            said = model(torch.tensor([[token]]), past_key_values=said.past_key_values, use_cache=True)
+        scores.append(total / len(choice.encode()))
+    return scores
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["skill gate", "mixture"])
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_every_choice_keeps_the_route_of_its_prompt(kind, batch_size, tmp_path):
+    targets = ["q_proj", "down_proj"]
+    if kind == "mixture":
+        config = LoraMoeConfig(r=2, num_experts=3, num_experts_per_tok=2, routing="sequence", target_modules=targets)
+    else:
+        for seed, name in enumerate("ab"):
+            saved(pico(), lora(target_modules=targets), tmp_path / name, seed=seed)
+        config = SkillRouterConfig(skills={name: str(tmp_path / name) for name in "ab"}, gate="input", strict=False)
+    torch.manual_seed(0)
+    model = get_peft_model(pico(), config).eval()
+    for name, tensor in model.named_parameters():
+        if "router" in name or "lora_moe" in name:
+            tensor.data += torch.randn_like(tensor)
+    scores = choice_scores(model, TOKENIZER, CHOICES, batch_size=batch_size)
+    for example, values in zip(CHOICES, scores, strict=True):
+        assert values == pytest.approx(step_by_step(model, example), abs=1e-4)
 
 
 def test_dropout_does_not_count_while_a_model_in_training_is_scored():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -101,6 +102,9 @@ def _log_likelihoods(model: Any, prompts: list[list[int]], choices: list[list[li
     read, real = _pad_right([option[:-1] for option in flat], width, model.device)
     wanted, _ = _pad_right([option[1:] for option in flat], width, model.device)
     cache.batch_select_indices(owner)
+    # A model can hold routers that keep a prompt's route only where they were imported; PEFT is slow to import.
+    if adapters := sys.modules.get("workbench.adapters"):
+        adapters.keep_sequences(model, owner)
     positions = mask.sum(-1)[owner, None] + torch.arange(width, device=model.device)
     rest = _log_probabilities(model, read, torch.cat([mask[owner], real], dim=1), positions, cache)
     return total + (rest.gather(-1, wanted[..., None])[..., 0] * real).sum(-1)
