@@ -3,7 +3,6 @@
 import copy
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -78,38 +77,6 @@ def test_the_saved_configuration_is_the_one_that_was_given(config, tmp_path):
     assert again.to_dict() | {"target_modules": set(TARGETS)} == config(lora_alpha=7).to_dict()
 
 
-@pytest.mark.parametrize("low_memory", [False, True])
-def test_every_saved_tensor_comes_back(config, tmp_path, low_memory):
-    model = trained(llama(), config())
-    model.save_pretrained(tmp_path)
-    again = loaded(tmp_path, low_cpu_mem_usage=low_memory)
-    assert torch.equal(logits(again), logits(model))
-    wanted = model.state_dict()
-    assert again.state_dict().keys() == wanted.keys()
-    assert all(torch.equal(tensor, wanted[name]) for name, tensor in again.state_dict().items())
-
-
-def test_several_adapters_are_chosen_among_and_deleted(config, tmp_path):
-    first, second = trained(llama(), config(), seed=1), trained(llama(), config(), seed=2)
-    first.save_pretrained(tmp_path / "first")
-    second.save_pretrained(tmp_path / "second")
-    both = loaded(tmp_path / "first")
-    both.load_adapter(tmp_path / "second", "second")
-    assert torch.equal(logits(both), logits(first))
-    both.set_adapter("second")
-    assert torch.equal(logits(both), logits(second))
-    both.delete_adapter("default")
-    assert torch.equal(logits(both), logits(second))
-    assert not any("default" in name for name in both.state_dict())
-
-
-def test_only_the_chosen_adapter_trains(config):
-    model = get_peft_model(llama(), config())
-    model.add_adapter("second", config(lora_alpha=3))
-    model.set_adapter("second")
-    assert all("second" in name for name, tensor in model.named_parameters() if tensor.requires_grad)
-
-
 def test_generating_with_a_cache_is_generating_without(config):
     model = trained(llama(), config())
     with_cache = model.generate(input_ids=IDS, use_cache=True, **GREEDY)
@@ -118,15 +85,6 @@ def test_generating_with_a_cache_is_generating_without(config):
         assert torch.equal(with_cache[:, 5:], torch.stack(rows, dim=1))
     plain = llama().generate(input_ids=IDS, use_cache=True, **GREEDY)
     assert with_cache.shape == plain.shape == (2, 11)
-
-
-def test_left_padding_changes_no_answer(config):
-    model = trained(llama(), config())
-    padded = torch.tensor([[0, 0, 3, 3, 7]])
-    mask = torch.tensor([[0, 0, 1, 1, 1]])
-    settings = GREEDY | {"attention_mask": mask}
-    alone = model.generate(input_ids=padded[:, 2:], **(GREEDY | {"attention_mask": mask[:, 2:]}))
-    assert torch.equal(model.generate(input_ids=padded, **settings)[:, 5:], alone[:, 3:])
 
 
 @pytest.mark.parametrize("autocast", [True, False])
@@ -147,32 +105,6 @@ def test_bfloat16(config, tmp_path, autocast):
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(base, tmp_path, autocast_adapter_dtype=autocast).eval()
     assert torch.equal(logits(again), logits(model))
-
-
-def test_mixed_precision_training(config):
-    model = trained(llama(), config()).train()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model(input_ids=IDS, labels=IDS).loss
-        losses = auxiliary_losses(model)
-    assert {loss.dtype for loss in losses.values()} == {torch.float32}
-    (loss + sum(losses.values())).backward()
-    assert all(tensor.grad.isfinite().all() for tensor in model.parameters() if tensor.requires_grad)
-
-
-def test_transformers_loads_and_adds_adapters(config, tmp_path):
-    model = trained(llama(), config())
-    model.save_pretrained(tmp_path)
-    alone = llama()
-    found = alone.load_adapter(str(tmp_path))
-    assert not found.missing_keys
-    assert not found.unexpected_keys
-    assert torch.equal(logits(alone.eval()), logits(model))
-    fresh = llama()
-    fresh.add_adapter(config(), "fresh")
-    assert torch.equal(logits(fresh.eval()), logits(llama()))
-    fresh.train()
-    fresh(input_ids=IDS, attention_mask=torch.ones_like(IDS))
-    assert auxiliary_losses(fresh)
 
 
 def test_injecting_without_a_wrapper(config):
@@ -208,14 +140,6 @@ def test_it_comes_off_but_does_not_merge(config):
         with pytest.raises(ConfigError, match=r"cannot be merged.*depends on the token.*unload\(\)"):
             merge()
     assert torch.equal(logits(model.unload()), logits(llama()))
-
-
-@pytest.mark.parametrize("name", ["lora", "moe", "lora_moe"])
-def test_a_name_that_is_part_of_the_methods_is_refused(name):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT's own, of the same matter
-        with pytest.raises(ConfigError, match=rf"name '{name}' is part of 'lora_moe'.*another name"):
-            get_peft_model(llama(), CONFIGS["queue"](), adapter_name=name)
 
 
 def test_registering_twice_is_once_and_a_taken_name_is_told():

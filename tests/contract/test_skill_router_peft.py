@@ -2,7 +2,6 @@
 
 import copy
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -110,39 +109,6 @@ def test_a_configuration_serves_twice_and_is_saved_as_given(config, tmp_path):
     assert PeftConfig.from_pretrained(tmp_path).to_dict() == config().to_dict()
 
 
-@pytest.mark.parametrize("low_memory", [False, True])
-def test_every_saved_tensor_comes_back(config, tmp_path, low_memory):
-    model = moved(config())
-    model.save_pretrained(tmp_path)
-    again = loaded(tmp_path, low_cpu_mem_usage=low_memory)
-    assert torch.equal(logits(again), logits(model))
-    wanted = model.state_dict()
-    assert again.state_dict().keys() == wanted.keys()
-    assert all(torch.equal(tensor, wanted[name]) for name, tensor in again.state_dict().items())
-
-
-def test_several_adapters_are_chosen_among_and_deleted(config, tmp_path):
-    first, second = moved(config(), seed=1), moved(config(), seed=2)
-    first.save_pretrained(tmp_path / "first")
-    second.save_pretrained(tmp_path / "second")
-    both = loaded(tmp_path / "first")
-    both.load_adapter(tmp_path / "second", "second")
-    assert torch.equal(logits(both), logits(first))
-    both.set_adapter("second")
-    assert torch.equal(logits(both), logits(second))
-    both.delete_adapter("default")
-    assert torch.equal(logits(both), logits(second))
-    assert not any("default" in name for name in both.state_dict())
-
-
-def test_a_fresh_second_adapter_reads_its_skills_over_a_wrapped_base(config):
-    model = moved(config())
-    model.add_adapter("second", config())
-    model.set_adapter("second")
-    assert torch.equal(logits(model), logits(get_peft_model(llama(), config()).eval()))
-    assert all("second" in name for name, tensor in model.named_parameters() if tensor.requires_grad)
-
-
 def test_generating_with_a_cache_keeps_the_prompts_weights(config):
     model = moved(config())
     written = model.generate(input_ids=IDS, use_cache=True, **GREEDY)
@@ -150,14 +116,6 @@ def test_generating_with_a_cache_keeps_the_prompts_weights(config):
     for row in range(2):
         alone = GREEDY | {"attention_mask": torch.ones(1, 5, dtype=torch.int64)}
         assert torch.equal(model.generate(input_ids=IDS[row : row + 1], **alone)[0], written[row])
-
-
-def test_left_padding_changes_no_answer(config):
-    model = moved(config())
-    padded, mask = torch.tensor([[0, 0, 3, 3, 7]]), torch.tensor([[0, 0, 1, 1, 1]])
-    alone = model.generate(input_ids=padded[:, 2:], **(GREEDY | {"attention_mask": mask[:, 2:]}))
-    answer = model.generate(input_ids=padded, **(GREEDY | {"attention_mask": mask}))
-    assert torch.equal(answer[:, 5:], alone[:, 3:])
 
 
 @pytest.mark.parametrize("autocast", [True, False])
@@ -180,14 +138,6 @@ def test_bfloat16(config, tmp_path, autocast):
     assert torch.equal(logits(again), logits(model))
 
 
-def test_mixed_precision_training(config):
-    model = moved(config()).train()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model(input_ids=IDS, labels=IDS).loss
-        (loss + sum(auxiliary_losses(model).values())).backward()
-    assert all(tensor.grad.isfinite().all() for tensor in model.parameters() if tensor.requires_grad)
-
-
 def test_gradient_checkpointing_gives_the_same_gradients(config):
     def gradients(model):
         loss = model(input_ids=IDS, labels=IDS).loss
@@ -198,19 +148,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(config):
     saving.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for one, other in zip(gradients(plain), gradients(saving), strict=True):
         assert torch.allclose(one, other, atol=1e-6)
-
-
-def test_transformers_loads_and_adds_adapters(config, tmp_path):
-    model = moved(config())
-    model.save_pretrained(tmp_path)
-    alone = llama()
-    found = alone.load_adapter(str(tmp_path))
-    assert not found.missing_keys
-    assert not found.unexpected_keys
-    assert torch.equal(logits(alone.eval()), logits(model))
-    fresh = llama()
-    fresh.add_adapter(config(), "fresh")
-    assert torch.equal(logits(fresh.eval()), logits(get_peft_model(llama(), config()).eval()))
 
 
 def test_injecting_without_a_wrapper(config):
@@ -304,11 +241,3 @@ def test_layers_that_keep_their_weights_transposed(config, tmp_path):
     if model.peft_config["default"].gate == "static":
         wanted = logits(model)
         assert torch.allclose(logits(model.merge_and_unload()), wanted, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["router", "skill_router"])
-def test_a_name_that_is_part_of_the_methods_is_refused(name, folders):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT's own, of the same matter
-        with pytest.raises(ConfigError, match=rf"name '{name}' is part of 'skill_router'.*another name"):
-            get_peft_model(llama(), SkillRouterConfig(skills={"ner": folders / "ner"}), adapter_name=name)
