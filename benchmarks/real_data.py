@@ -16,8 +16,6 @@ import torch
 import workbench as wb
 from workbench.data import Choice
 from workbench.evaluation import Task
-from workbench.evaluation.ifeval import unchecked
-from workbench.evaluation.suites import example_of
 
 NAMES = ["classroom/base", "classroom/instruct", "classroom/clinical"]
 
@@ -72,13 +70,10 @@ def tasks(folder: Path) -> list[Task]:
         answer="",
         meta=["instruction_id_list", "kwargs"],
     )
-    instructions = [example_of(row) for row in prompts.to_list()]
-    checkable = [example for example in instructions if not unchecked(example)]
-    print(f"ifeval: {len(instructions) - len(checkable)} of {len(instructions)} prompts ask for a language: left out")
     return [
         Task(name="mts_dialog", metric="rouge_l", group="clinical", examples=visits),
         Task(name="medmcqa", metric="likelihood", group="exam", examples=exam),
-        Task(name="ifeval", metric="ifeval", group="instructions", examples=checkable),
+        Task(name="ifeval", metric="ifeval", group="instructions", examples=prompts),
     ]
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from workbench.errors import ConfigError, DataError
 from workbench.evaluation import METRICS, score
-from workbench.evaluation.intervals import interval, wilson
+from workbench.evaluation.intervals import interval, ratio_interval, wilson
 from workbench.records import Example
 
 
@@ -119,3 +119,20 @@ def test_the_bootstrap_repeats_and_comes_near_the_normal_interval():
 def test_equal_graded_values_do_not_claim_certainty():
     assert interval([1.0] * 10, graded=True) == pytest.approx((1, 0.72247, 1), abs=1e-4)
     assert interval([0.5] * 10, graded=True) == pytest.approx((0.5, *wilson(0.5, 10)))
+
+
+def test_a_ratio_counts_things_and_draws_examples():
+    parts, wholes = [1, 0, 3, 2, 0] * 40, [2, 0, 3, 4, 1] * 40
+    share, low, high = ratio_interval(parts, wholes, seed=2)
+    assert share == pytest.approx(6 / 10)
+    assert (share, low, high) == ratio_interval(parts, wholes, seed=2)
+    # Delta method: the variance of sum(part - share whole) over the 160 examples that have things to count.
+    rest = np.array([part - share * whole for part, whole in zip(parts, wholes) if whole])
+    half = 1.96 * np.sqrt(160 * rest.var()) / sum(wholes)
+    assert (share - low, high - share) == pytest.approx((half, half), rel=0.15)
+
+
+def test_a_ratio_that_is_the_same_everywhere_claims_no_certainty():
+    assert ratio_interval([0, 0, 0], [2, 0, 5]) == pytest.approx((0, *wilson(0, 2)))
+    assert ratio_interval([1, 2], [2, 4]) == pytest.approx((0.5, *wilson(0.5, 2)))
+    assert np.isnan(ratio_interval([0], [0])).all()

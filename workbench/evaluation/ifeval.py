@@ -1,31 +1,98 @@
-"""IFEval's verifiable instructions, checked without any download.
+"""IFEval's 25 verifiable instructions by lm-eval's own checkers, without any download.
 
-The meta of an example holds IFEval's own columns, `instruction_id_list` and `kwargs`. A value is prompt-level strict
-accuracy: 1 if the answer follows every instruction as it stands.
+The meta of an example holds IFEval's own columns, `instruction_id_list` and `kwargs`.
 
-Source: Zhou et al. (2023), arXiv 2311.07911, table 1 and section 2. Deviates, since the reference needs a download or
-a language detector for it: sentences end at `.`, `!` or `?` before white space (reference: a trained splitter); words
-in capitals are runs of letters and digits; 'in English' is not tested beside upper and lower case;
-`language:response_language` is refused. A letter to count may also be a mark such as `#` (reference: a random letter).
+Source: Zhou et al. (2023), arXiv 2311.07911, table 1 and section 2; `lm_eval.tasks.ifeval` of lm-evaluation-harness.
+Deviates: sentences are split by nltk's Punkt without its trained list of abbreviations, which would be downloaded, so
+that `e.g. this` may count as two; a letter to count may be a mark such as `#`, for which the reference draws a random
+letter; langdetect draws with a fixed seed; an argument that is missing or out of range is an error, where the reference
+draws one at random.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
 from typing import Any
 
+import pandas as pd
+
 from workbench.errors import DataError
-from workbench.records import Example
+from workbench.evaluation.intervals import interval, ratio_interval
+from workbench.evaluation.pairs import paired
+from workbench.records import Example, Output, Rows
 
 
 def ifeval(example: Example, output: str) -> float:
-    """1 if the output follows every IFEval instruction in the example's meta, else 0; an empty one follows none.
+    """Prompt-level strict accuracy: 1 if the output follows every instruction as it stands, else 0.
 
     Raises:
-        DataError: The meta holds no instructions, or one that cannot be checked here (see `unchecked`).
+        DataError: The meta holds no instructions, or one that lm-eval's checkers do not take.
     """
+    return float(all(followed(example, output)))
+
+
+def followed(example: Example, output: str, *, loose: bool = False) -> tuple[bool, ...]:
+    """Say for each instruction in the example's meta whether the output follows it; an empty output follows none.
+
+    Args:
+        example: Its meta holds `instruction_id_list` and `kwargs`.
+        output: What the model wrote.
+        loose: Whether it also counts where one of the eight variants of the output follows: without its first line, its
+            last line, or both, each with and without asterisks.
+
+    Raises:
+        DataError: The meta holds no instructions, or one that lm-eval's checkers do not take.
+    """
+    texts = [text for text in (_variants(output) if loose else [output]) if text.strip()]
+    return tuple(any(map(check, texts)) for check in _checks(example))
+
+
+def instruction_report(examples: Rows, outputs: Sequence[str] | Sequence[Output], *, seed: int = 0) -> pd.DataFrame:
+    """Return the accuracies of IFEval with 95 % intervals, strict and loose, and those of each type of instruction.
+
+    Args:
+        examples: With IFEval's columns in their meta.
+        outputs: One text for each, or the records of `Scores.outputs[task]`.
+        seed: Of the bootstrap.
+
+    Returns:
+        Rows `prompt` (all instructions of a prompt followed), `instruction` (each counts by itself) and one for each
+        type, all once `strict` and once `loose`. Columns: level, reading, value, low and high (0 to 1), n (prompts or
+        instructions) and empty, the outputs without text, which follow nothing. Prompts get Wilson's interval,
+        instructions the bootstrap over prompts.
+
+    Raises:
+        DataError: As for `paired` and `followed`.
+    """
+    pairs = paired(examples, outputs)
+    names = [example.details().get("instruction_id_list") or [] for example, _ in pairs]
+    empty = sum(not text.strip() for _, text in pairs)
+    rows = []
+    for reading in ("strict", "loose"):
+        marks = [followed(example, text, loose=reading == "loose") for example, text in pairs]
+        whole = interval([float(all(mark)) for mark in marks], graded=False)
+        rows.append(("prompt", reading, *whole, len(marks), empty))
+        for level in ("instruction", *sorted({name for given in names for name in given})):
+            kept = [
+                [mark for mark, name in zip(*both, strict=True) if level in ("instruction", name)]
+                for both in zip(marks, names, strict=True)
+            ]
+            parts = ratio_interval([sum(mark) for mark in kept], [len(mark) for mark in kept], seed=seed)
+            rows.append((level, reading, *parts, sum(map(len, kept)), empty))
+    return pd.DataFrame(rows, columns=["level", "reading", "value", "low", "high", "n", "empty"])
+
+
+def _variants(output: str) -> list[str]:
+    lines = output.split("\n")
+    cut = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
+    return [text for whole in (output, *cut) for text in (whole, whole.replace("*", ""))]
+
+
+def _checks(example: Example) -> list[Callable[[str], bool]]:
     meta = example.details()
     names, arguments = meta.get("instruction_id_list"), meta.get("kwargs")
     if not names or not isinstance(arguments, list) or len(arguments) != len(names):
@@ -33,145 +100,81 @@ def ifeval(example: Example, output: str) -> float:
             f"example {example.id!r} has the meta {example.meta[:80]}; `ifeval` needs IFEval's columns there: "
             'load_examples(..., meta=["instruction_id_list", "kwargs"])'
         )
-    missing = unchecked(example)
-    if missing:
-        raise DataError(
-            f"example {example.id!r} asks for {', '.join(missing)}, which needs a language detector and cannot be "
-            "checked here; leave out the examples for which `unchecked` names something, and say how many"
-        )
-    given = [{key: value for key, value in (kwargs or {}).items() if value is not None} for kwargs in arguments]
-    follows = (INSTRUCTIONS[name](output, **kwargs) for name, kwargs in zip(names, given, strict=True))
-    return float(bool(output.strip()) and all(follows))
-
-
-def unchecked(example: Example) -> list[str]:
-    """Return the instructions of an example that `ifeval` cannot check."""
-    return [name for name in example.details().get("instruction_id_list", []) if name not in INSTRUCTIONS]
-
-
-def _holds(count: int, relation: str, threshold: float) -> bool:
-    if relation not in ("at least", "less than"):
-        raise DataError(f"an IFEval relation is {relation!r}; it must be 'at least' or 'less than'")
-    return count >= threshold if relation == "at least" else count < threshold
-
-
-def _keywords(text: str, keywords: list[str]) -> bool:
-    return all(keyword.lower() in text.lower() for keyword in keywords)
-
-
-def _frequency(text: str, keyword: str, relation: str, frequency: int) -> bool:
-    return _holds(text.lower().count(keyword.lower()), relation, frequency)
-
-
-def _forbidden(text: str, forbidden_words: list[str]) -> bool:
-    return not any(re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) for word in forbidden_words)
-
-
-def _letters(text: str, letter: str, let_relation: str, let_frequency: int) -> bool:
-    return _holds(text.lower().count(letter.lower()), let_relation, let_frequency)
-
-
-def _words(text: str, relation: str, num_words: int) -> bool:
-    return _holds(len(re.findall(r"\w+", text)), relation, num_words)
-
-
-def _sentences(text: str, relation: str, num_sentences: int) -> bool:
-    parts = re.split(r"(?<=[.!?])[\"')\]]*\s+", text.strip())
-    return _holds(sum(any(c.isalnum() for c in part) for part in parts), relation, num_sentences)
-
-
-def _capitals(text: str, capital_relation: str, capital_frequency: int) -> bool:
-    words = re.findall(r"[^\W_]+(?:[-'’][^\W_]+)*", text)
-    return _holds(sum(word.isupper() for word in words), capital_relation, capital_frequency)
-
-
-def _divided(text: str, divider: str) -> list[str] | None:
-    """Parts between dividers; None if one in the middle is empty. At either end an empty part is no part."""
-    parts = [part.strip() for part in re.split(divider, text)]
-    return None if not all(parts[1:-1]) else [part for part in parts if part]
-
-
-def _paragraphs(text: str, num_paragraphs: int) -> bool:
-    return len(_divided(text, r"\*\*\*") or []) == num_paragraphs
-
-
-def _two_responses(text: str) -> bool:
-    parts = _divided(text, r"\*{6}") or []
-    return len(parts) == 2 and parts[0] != parts[1]
-
-
-def _first_word(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    parts = [part.strip() for part in text.split("\n\n") if part.strip()]
-    if len(parts) != num_paragraphs or nth_paragraph > len(parts):
-        return False
-    opening = re.match(r"[\"']*([^\s.,?!'\"]*)", parts[nth_paragraph - 1])
-    return opening is not None and opening[1].lower() == first_word.lower()
-
-
-def _highlights(text: str, num_highlights: int) -> bool:
-    single = [part for part in re.findall(r"\*[^\n*]*\*", text) if part.strip("* ")]
-    double = [part for part in re.findall(r"\*\*[^\n*]*\*\*", text) if part.strip("* ")]
-    return len(single) + len(double) >= num_highlights
-
-
-def _sections(text: str, section_spliter: str, num_sections: int) -> bool:
-    return len(re.findall(rf"{re.escape(section_spliter)}\s?\d", text)) >= num_sections
-
-
-def _bullets(text: str, num_bullets: int) -> bool:
-    return len(re.findall(r"^\s*(?:\*[^*\n]|-)", text, re.MULTILINE)) == num_bullets
-
-
-def _postscript(text: str, postscript_marker: str) -> bool:
-    letters = postscript_marker.rstrip(".").split(".")
-    return re.search(r"\.\s?".join(map(re.escape, letters)), text, re.IGNORECASE) is not None
-
-
-def _title(text: str) -> bool:
-    return any(title.strip("<> ") for title in re.findall(r"<<[^\n]+>>", text))
-
-
-def _json(text: str) -> bool:
-    inner = re.sub(r"^```(?:json)?|```$", "", text.strip(), flags=re.IGNORECASE)
     try:
-        json.loads(inner)
-    except (ValueError, RecursionError):
+        return [_check(name, given or {}) for name, given in zip(names, arguments, strict=True)]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"example {example.id!r} asks for {names} with {arguments}, which lm-eval's checkers do not take "
+            f"({type(error).__name__}: {error}); correct its meta, or leave it out and say so"
+        ) from error
+
+
+def _check(name: str, kwargs: dict[str, Any]) -> Callable[[str], bool]:
+    checker = _checkers()[name](name)
+    given = {key: value for key, value in kwargs.items() if value is not None}
+    if set(given) != set(checker.get_instruction_args_keys()):
+        raise ValueError(f"{name} takes {', '.join(checker.get_instruction_args_keys()) or 'no argument'}")
+    checker.build_description(**given)
+    built = checker.get_instruction_args() or {}
+    odd = any(built[key] != value for key, value in given.items() if isinstance(value, int | float))
+    if odd or given.get("nth_paragraph", 1) > given.get("num_paragraphs", 1):
+        raise ValueError(f"a number of {name} is out of range")
+    if "letter" in given:
+        if len(given["letter"]) != 1:
+            raise ValueError("letter must be one character")
+        checker._letter = given["letter"].lower()
+    if name in _COUNTS:
+        return lambda text: _COUNTS[name](text, *(built[key] for key in checker.get_instruction_args_keys()))
+    return lambda text: _follows(checker, text)
+
+
+def _follows(checker: Any, text: str) -> bool:
+    try:
+        return bool(checker.check_following(text))
+    except RecursionError:  # JSON nested deeper than Python reads
         return False
-    return True
+    except re.error as error:
+        raise DataError(
+            f"{checker.id} has the arguments {checker.get_instruction_args()}, and lm-eval reads words as regular "
+            f"expressions ({error}); put a backslash before the marks in them"
+        ) from error
 
 
-_OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
+@cache
+def _checkers() -> dict[str, Any]:
+    """Return lm-eval's classes by name; what it would download while it is imported is used by no check here."""
+    import langdetect
+    import nltk
 
-INSTRUCTIONS: dict[str, Callable[..., Any]] = {
-    "change_case:capital_word_frequency": _capitals,
-    "change_case:english_capital": lambda text: text.isupper(),
-    "change_case:english_lowercase": lambda text: text.islower(),
-    "combination:repeat_prompt": lambda text, prompt_to_repeat: (
-        text.strip().lower().startswith(prompt_to_repeat.strip().lower())
-    ),
-    "combination:two_responses": _two_responses,
-    "detectable_content:number_placeholders": lambda text, num_placeholders: (
-        len(re.findall(r"\[.*?\]", text)) >= num_placeholders
-    ),
-    "detectable_content:postscript": _postscript,
-    "detectable_format:constrained_response": lambda text: any(option in text for option in _OPTIONS),
-    "detectable_format:json_format": _json,
-    "detectable_format:multiple_sections": _sections,
-    "detectable_format:number_bullet_lists": _bullets,
-    "detectable_format:number_highlighted_sections": _highlights,
-    "detectable_format:title": _title,
-    "keywords:existence": _keywords,
-    "keywords:forbidden_words": _forbidden,
-    "keywords:frequency": _frequency,
-    "keywords:letter_frequency": _letters,
-    "length_constraints:nth_paragraph_first_word": _first_word,
-    "length_constraints:number_paragraphs": _paragraphs,
-    "length_constraints:number_sentences": _sentences,
-    "length_constraints:number_words": _words,
-    "punctuation:no_comma": lambda text: "," not in text,
-    "startend:end_checker": lambda text, end_phrase: (
-        text.strip().strip('"').lower().endswith(end_phrase.strip().lower())
-    ),
-    "startend:quotation": lambda text: len(text.strip()) > 1 and text.strip()[0] == text.strip()[-1] == '"',
+    download = nltk.download
+    nltk.download = lambda *_, **__: False
+    try:
+        with redirect_stdout(StringIO()):  # it says that it has downloaded
+            from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
+    finally:
+        nltk.download = download
+    langdetect.DetectorFactory.seed = 0
+    return INSTRUCTION_DICT
+
+
+def _sentences(text: str) -> list[str]:
+    from nltk.tokenize import PunktSentenceTokenizer
+
+    return PunktSentenceTokenizer().tokenize(text)
+
+
+def _enough_sentences(text: str, number: int, relation: str) -> bool:
+    return (len(_sentences(text)) >= number) == (relation == "at least")
+
+
+def _enough_capitals(text: str, number: int, relation: str) -> bool:
+    from nltk.tokenize import NLTKWordTokenizer
+
+    words = (word for sentence in _sentences(text) for word in NLTKWordTokenizer().tokenize(sentence))
+    return (sum(word.isupper() for word in words) >= number) == (relation == "at least")
+
+
+_COUNTS = {
+    "length_constraints:number_sentences": _enough_sentences,
+    "change_case:capital_word_frequency": _enough_capitals,
 }
-"""IFEval's name of an instruction to its check `(text, **kwargs) -> bool`."""

@@ -32,6 +32,31 @@ def interval(values: Sequence[float], *, graded: bool, seed: int = 0) -> tuple[f
     return mean, *wilson(mean, len(values))
 
 
+def ratio_interval(parts: Sequence[float], wholes: Sequence[float], *, seed: int = 0) -> tuple[float, float, float]:
+    """Return the share sum(parts) / sum(wholes) with the ends of its 95 % interval.
+
+    The things counted in one example hang together, so examples are drawn, each with its part and its whole. Where the
+    share is the same in all of them, the interval is Wilson's for as many examples.
+
+    Args:
+        parts: How many things of each example count, each 0 to its whole.
+        wholes: How many there are in each example; at least 0.
+        seed: Of the draws.
+
+    Returns:
+        share, low, high; not a number where there is nothing to count.
+    """
+    part, whole = np.asarray(parts, dtype=float), np.asarray(wholes, dtype=float)
+    part, whole = part[whole > 0], whole[whole > 0]
+    if not len(whole):
+        return math.nan, math.nan, math.nan
+    share = float(part.sum() / whole.sum())
+    if np.ptp(part / whole) == 0:
+        return share, *wilson(share, len(whole))
+    draws = np.random.default_rng(seed).integers(len(whole), size=(_DRAWS, len(whole)))
+    return share, *_ends(part[draws].sum(axis=1) / whole[draws].sum(axis=1))
+
+
 def wilson(share: float, n: int) -> tuple[float, float]:
     """Return Wilson's 95 % score interval of a share.
 
@@ -53,5 +78,9 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 def _bootstrap(values: np.ndarray, seed: int) -> tuple[float, float]:
     """2.5 % and 97.5 % points of the mean over 1,000 resamples. Source: Efron and Tibshirani (1993), chapter 13."""
     draws = np.random.default_rng(seed).integers(len(values), size=(_DRAWS, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return _ends(values[draws].mean(axis=1))
+
+
+def _ends(means: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)

@@ -23,13 +23,13 @@ class Metric:
         function: `(example, output)` to a value, 0 to 1.
         graded: True where values between 0 and 1 can occur, which asks for another interval.
         version: Raised whenever a value may change, so that stored scores are told apart.
-        needs: A package of the extra `eval` that computes it, `""` where none does.
+        needs: Packages of the extra `eval` that compute it.
     """
 
     function: Callable[[Example, str], float]
     graded: bool
     version: int = 1
-    needs: str = ""
+    needs: tuple[str, ...] = ()
 
 
 def score(example: Example, output: str, metric: str) -> float:
@@ -55,9 +55,11 @@ def known_metric(name: str) -> str:
     """
     if name not in METRICS:
         raise ConfigError(f"metric {name!r} is not known; use one of {', '.join(sorted(METRICS))}")
-    needs = METRICS[name].needs
-    if needs and find_spec(needs) is None:
-        raise ConfigError(f"metric {name!r} needs {needs}, which is not installed: pip install 'workbench[eval]'")
+    lacking = [package for package in METRICS[name].needs if find_spec(package) is None]
+    if lacking:
+        raise ConfigError(
+            f"metric {name!r} needs {', '.join(lacking)}, which is not installed: pip install 'workbench[eval]'"
+        )
     return name
 
 
@@ -112,11 +114,11 @@ METRICS: dict[str, Metric] = {
     "rouge_1": Metric(function=rouge_1, graded=True),
     "rouge_2": Metric(function=rouge_2, graded=True),
     "rouge_l": Metric(function=rouge_l, graded=True),
-    "bleu": Metric(function=bleu, graded=True, needs="sacrebleu"),
+    "bleu": Metric(function=bleu, graded=True, needs=("sacrebleu",)),
     "meteor": Metric(function=meteor, graded=True),
-    "composite": Metric(function=composite, graded=True, needs="sacrebleu"),
+    "composite": Metric(function=composite, graded=True, needs=("sacrebleu",)),
     "checks": Metric(function=checks, graded=False),
-    "ifeval": Metric(function=ifeval, graded=False),
+    "ifeval": Metric(function=ifeval, graded=False, version=2, needs=("lm_eval", "langdetect", "immutabledict")),
 }
 
 
