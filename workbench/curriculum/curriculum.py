@@ -19,6 +19,7 @@ from workbench.curriculum import losses, pacing
 from workbench.curriculum.memory import LongTermMemory, ShortTermMemory
 from workbench.curriculum.stage import Rows, Stage, StagePlan
 from workbench.errors import ConfigError
+from workbench.ops.processes import average, gather_objects
 from workbench.records import Example
 
 _SHORT_TERM_PART = 4
@@ -33,6 +34,9 @@ class Curriculum:
     memories are filled from the batches. L_total = L_consistency + L_task + L_fine-tune: the trainer's cross-entropy
     is the mean of L_task and L_fine-tune once the specialist tier is open (disjoint halves of it), and L_task before;
     the other terms come from `extra_losses` at the same scale.
+
+    Where processes train side by side, losses, costs and memories are those of the batches of all, in one order, so
+    that every process holds the same memories and a checkpoint holds them once.
 
     Args:
         stages: From the easiest to the specialist.
@@ -132,19 +136,13 @@ class Curriculum:
         opened = self.order == "shuffled" or self.specialist in self._names[: index + 1]
         scale = 0.5 if opened and self.fine_tune_coef > 0 else 1.0
         rows = [i for i, id in enumerate(batch.ids) if id in self._anchored]
-        if rows and self._previous is not None:
-            self._noisy = losses.noisy(model) if self._noisy is None else self._noisy
-            now = None if self.consistency == "hidden" or self._noisy else _answers(batch, rows)
-            inputs = self._part(batch, rows, read=1, trained=int(now is None))
-            gap = losses.consistency_loss(model, self._previous, inputs, kind=self.consistency, now=now)
-            terms["consistency"] = scale * self.consistency_coef * gap
-            self._gap = gap.detach()
+        share = None if self._previous is None else _share((batch.inputs["labels"][rows, 1:] != -100).sum())
+        if share is not None:
+            terms["consistency"] = scale * self.consistency_coef * self._consistency(model, batch, rows, share)
         rows = [i for i, id in enumerate(batch.ids) if self._fine_tunes(id)]
-        if rows and self.fine_tune_coef != 1:
-            inputs = self._part(batch, rows, trained=1)
-            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-            mean = losses.answer_losses(logits, inputs["labels"]).mean()
-            terms["fine_tune"] = scale * (self.fine_tune_coef - 1) * mean
+        share = None if self.fine_tune_coef == 1 else _share(batch.inputs["labels"].new_tensor(len(rows)))
+        if share is not None:
+            terms["fine_tune"] = scale * (self.fine_tune_coef - 1) * self._fine_tune(model, batch, rows, share)
         return terms
 
     def on_batch(self, batch: Any) -> None:
@@ -164,7 +162,10 @@ class Curriculum:
                 "extra_losses given to train must call curriculum.extra_losses: do so, leave it out, or set "
                 "consistency_coef=0"
             )
-        seen = _gathered(list(zip(batch.ids, batch.losses.tolist(), strict=True)))
+        # In one order everywhere, so that the memories of all processes stay the same.
+        mine = list(zip(batch.ids, batch.losses.tolist(), strict=True))
+        parts: Any = gather_objects((mine, int(batch.inputs["attention_mask"].sum()), *self._read))
+        seen = [pair for part in parts for pair in part[0]]
         self._check_size(batch, len(seen))
         for id, loss in seen:
             example, tier = self._examples[id], self._tier[id]
@@ -173,12 +174,14 @@ class Curriculum:
                 self.long_term.offer(example, tier)
         groups = {half: [loss for id, loss in seen if self._fine_tunes(id) is half] for half in (False, True)}
         task, fine = (sum(values) / len(values) if values else 0.0 for values in groups.values())
-        gap, self._gap = 0.0 if self._gap is None else float(self._gap), None
+        gap, self._gap = 0.0 if self._gap is None else float(average(self._gap)), None
         row = {"stage": batch.stage, "step": batch.step, "task": task, "fine_tune": fine, "consistency": gap}
         self.history.append(row | {"mix": dict(Counter(self._tier[id] for id, _ in seen))})
         cost, now = self._cost(batch.stage), time.monotonic()
         cost["examples"] += len(seen)
-        cost["tokens"] += int(batch.inputs["attention_mask"].sum())
+        for place, name in enumerate(("tokens", "extra_tokens", "extra_trained"), start=1):
+            cost[name] += sum(part[place] for part in parts)
+        self._read = [0, 0]
         cost["seconds"] += 0.0 if self._clock is None else now - self._clock
         self._clock = now
 
@@ -267,6 +270,7 @@ class Curriculum:
         self._previous: dict[str, Tensor] | None = None
         self._noisy: bool | None = None
         self._gap: Tensor | None = None
+        self._read = [0, 0]
         self._clock: float | None = None
 
     def _enter(self, batch: Any) -> None:
@@ -307,14 +311,32 @@ class Curriculum:
     def _fine_tunes(self, id: str) -> bool:
         return self.fine_tune_coef > 0 and self._tier[id] == self.specialist and losses.in_fine_tune_half(id)
 
+    def _consistency(self, model: torch.nn.Module, batch: Any, rows: list[int], share: float) -> Tensor:
+        """Return this process's part of the unweighted L_consistency, and note it; 0 where it has none of its rows."""
+        gap = batch.inputs["labels"].new_zeros((), dtype=torch.float32)
+        if rows and self._previous is not None:
+            self._noisy = losses.noisy(model) if self._noisy is None else self._noisy
+            now = None if self.consistency == "hidden" or self._noisy else _answers(batch, rows)
+            inputs = self._part(batch, rows, read=1, trained=int(now is None))
+            gap = share * losses.consistency_loss(model, self._previous, inputs, kind=self.consistency, now=now)
+        self._gap = gap.detach()
+        return gap
+
+    def _fine_tune(self, model: torch.nn.Module, batch: Any, rows: list[int], share: float) -> Tensor:
+        """Return this process's part of the unweighted L_fine-tune."""
+        if not rows:
+            return batch.inputs["labels"].new_zeros((), dtype=torch.float32)
+        inputs = self._part(batch, rows, trained=1)
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        return share * losses.answer_losses(logits, inputs["labels"]).mean()
+
     def _part(self, batch: Any, rows: list[int], *, read: int = 0, trained: int = 0) -> dict[str, Tensor]:
         """Return the inputs of some rows, and note the forwards that they are for: without and with a backward."""
         # These rows may be shorter than the batch: padding at the right is cut.
         width = int(batch.inputs["attention_mask"][rows].sum(-1).max())
         inputs = {name: value[rows, :width] for name, value in batch.inputs.items()}
-        cost, tokens = self._cost(batch.stage), int(inputs["attention_mask"].sum())
-        cost["extra_tokens"] += (read + trained) * tokens
-        cost["extra_trained"] += trained * tokens
+        tokens = int(inputs["attention_mask"].sum())
+        self._read = [self._read[0] + (read + trained) * tokens, self._read[1] + trained * tokens]
         return inputs
 
     def _cost(self, stage: str) -> dict[str, float]:
@@ -342,10 +364,10 @@ def _answers(batch: Any, rows: list[int]) -> Tensor | None:
     return logits[torch.isin(row, torch.tensor(rows, device=row.device))]
 
 
-def _gathered(seen: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """Return what all processes saw, in one order everywhere, so that their memories stay the same."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return seen
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, seen)
-    return [pair for part in parts for pair in part]
+def _share(mine: Tensor) -> float | None:
+    """Return what the mean over this process's things weighs, so that averaged over processes it is that of all.
+
+    None where no process has any.
+    """
+    mean = float(average(mine.float()))
+    return float(mine) / mean if mean else None

@@ -3,9 +3,15 @@
 Losses are float32. A `...` in a shape is any number of leading dimensions, such as layers, each with a loss of its own.
 `counted` `(N,)` marks the rows that count (tokens that are no padding), with bool or 0 and 1; None counts all, and no
 row at all gives 0. Nothing here waits for the device.
+
+`across` is for processes that each hold a part of a batch and average their gradients: it averages a tensor over them,
+without gradient (`workbench.ops.processes.average`). Every process then gets its part of the loss of all rows, so that
+value and gradient of the whole are the averages over processes, as if one process had read the whole batch.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,6 +21,8 @@ from workbench.errors import ConfigError
 
 SMALLEST_NORM = 1e-6
 """An expert's output that is shorter than this has no direction worth comparing: a fresh LoRA's is exactly 0."""
+
+Across = Callable[[Tensor], Tensor]
 
 _NEVER = -1e9  # a finite logit, so that a row without any true candidate has no NaN in its gradient
 
@@ -60,7 +68,13 @@ def router_entropy(router_logits: Tensor) -> Tensor:
     return -(logs.exp() * logs).sum(dim=-1)
 
 
-def balance_loss(router_logits: Tensor, selected_experts: Tensor, counted: Tensor | None = None) -> Tensor:
+def _alone(values: Tensor) -> Tensor:
+    return values
+
+
+def balance_loss(
+    router_logits: Tensor, selected_experts: Tensor, counted: Tensor | None = None, across: Across = _alone
+) -> Tensor:
     """Return what an uneven use of the experts costs: E * sum_e f_e P_e.
 
     f_e is the number of choices of expert e per row (they sum to K), P_e its mean routing probability. Even use gives
@@ -70,6 +84,7 @@ def balance_loss(router_logits: Tensor, selected_experts: Tensor, counted: Tenso
         router_logits: Unnormalised scores, `(..., N, E)`.
         selected_experts: The chosen experts, `(..., N, K)`, int64.
         counted: Rows that count, `(N,)`.
+        across: See above.
 
     Returns:
         Shape `(...)`.
@@ -81,15 +96,17 @@ def balance_loss(router_logits: Tensor, selected_experts: Tensor, counted: Tenso
     """
     probabilities = router_logits.float().softmax(dim=-1)
     chosen = torch.zeros_like(probabilities).scatter_(-1, selected_experts, 1.0)
-    return router_logits.shape[-1] * (_mean(chosen, counted) * _mean(probabilities, counted)).sum(dim=-1)
+    share = across(_mean(chosen, counted, across))
+    return router_logits.shape[-1] * (share * _mean(probabilities, counted, across)).sum(dim=-1)
 
 
-def z_loss(router_logits: Tensor, counted: Tensor | None = None) -> Tensor:
+def z_loss(router_logits: Tensor, counted: Tensor | None = None, across: Across = _alone) -> Tensor:
     """Return the mean of (log sum_e exp(logit_e))^2, which keeps the logits small.
 
     Args:
         router_logits: Unnormalised scores, `(..., N, E)`.
         counted: Rows that count, `(N,)`.
+        across: See above.
 
     Returns:
         Shape `(...)`.
@@ -97,7 +114,7 @@ def z_loss(router_logits: Tensor, counted: Tensor | None = None) -> Tensor:
     Source: ST-MoE (arXiv 2202.08906), equation 5.
     """
     squares = router_logits.float().logsumexp(dim=-1, keepdim=True).square()
-    return _mean(squares, counted).squeeze(-1)
+    return _mean(squares, counted, across).squeeze(-1)
 
 
 def expert_cosines(hidden: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +142,12 @@ def expert_cosines(hidden: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def in_batch_contrastive(
-    cosines: Tensor, selected_experts: Tensor, present: Tensor, temperature: float, counted: Tensor | None = None
+    cosines: Tensor,
+    selected_experts: Tensor,
+    present: Tensor,
+    temperature: float,
+    counted: Tensor | None = None,
+    across: Across = _alone,
 ) -> Tensor:
     """Pull the outputs of a row's chosen experts together, and push those of the others away.
 
@@ -138,6 +160,7 @@ def in_batch_contrastive(
         present: Outputs that are long enough to have a direction, `(..., N, E)`, bool; the others are left out.
         temperature: tau, above 0.
         counted: Rows that count, `(N,)`.
+        across: See above.
 
     Returns:
         The mean over the chosen outputs that have a k+, `(...)`; 0 where there is none.
@@ -151,10 +174,12 @@ def in_batch_contrastive(
     asking = chosen & present & positives.any(dim=-1)
     logits = cosines / temperature
     loss = _over(logits, candidates) - _over(logits, positives)
-    return _mean_of(loss, asking if counted is None else asking & counted.bool()[:, None])
+    return _mean_of(loss, asking if counted is None else asking & counted.bool()[:, None], across)
 
 
-def queue_contrastive(queries: Tensor, keys: Tensor, filled: Tensor, temperature: float, minimum: int = 1) -> Tensor:
+def queue_contrastive(
+    queries: Tensor, keys: Tensor, filled: Tensor, temperature: float, minimum: int = 1, across: Across = _alone
+) -> Tensor:
     """Pull an expert's output towards its own past outputs, and push it from those of the other experts.
 
     L = -log(sum_{k in queue e} exp(q_e.k / tau) / sum_{k in all queues} exp(q_e.k / tau)).
@@ -167,6 +192,7 @@ def queue_contrastive(queries: Tensor, keys: Tensor, filled: Tensor, temperature
         temperature: tau, above 0.
         minimum: A queue that holds fewer is neither asked nor counted; a query needs two such queues, its own and
             another one.
+        across: See above.
 
     Returns:
         The mean over the queries that count, `(...)`; 0 where there is none.
@@ -186,7 +212,7 @@ def queue_contrastive(queries: Tensor, keys: Tensor, filled: Tensor, temperature
     by_queue = _over(logits.unflatten(-1, (experts, size)), real[..., None, :, :])
     by_queue = by_queue.unflatten(-2, (-1, experts))
     loss = by_queue.logsumexp(dim=-1) - by_queue.diagonal(dim1=-2, dim2=-1)
-    return _mean_of(loss, asking)
+    return _mean_of(loss, asking, across)
 
 
 def _over(logits: Tensor, allowed: Tensor) -> Tensor:
@@ -194,14 +220,18 @@ def _over(logits: Tensor, allowed: Tensor) -> Tensor:
     return logits.masked_fill(~allowed, _NEVER).logsumexp(dim=-1)
 
 
-def _mean(rows: Tensor, counted: Tensor | None) -> Tensor:
+def _mean(rows: Tensor, counted: Tensor | None, across: Across) -> Tensor:
     """Return the mean of the rows `(..., N, C)` that count, `(..., C)`, 0 where none does."""
-    if counted is None:
-        return rows.mean(dim=-2)
-    weights = counted.to(rows.dtype)
-    return (weights @ rows) / weights.sum().clamp_min(1.0)
+    weights = rows.new_ones(rows.shape[-2]) if counted is None else counted.to(rows.dtype)
+    return (weights @ rows) / _divisor(across(weights.sum()))
 
 
-def _mean_of(values: Tensor, asked: Tensor) -> Tensor:
+def _mean_of(values: Tensor, asked: Tensor, across: Across) -> Tensor:
     """Return the mean of the values `(..., N, E)` that are asked for, `(...)`, 0 where none is."""
-    return (values * asked).sum(dim=(-2, -1)) / asked.sum(dim=(-2, -1)).clamp_min(1)
+    count = across(asked.sum(dim=(-2, -1)).to(values.dtype))
+    return (values * asked).sum(dim=(-2, -1)) / _divisor(count)
+
+
+def _divisor(count: Tensor) -> Tensor:
+    """Return a count, and 1 for 0; over processes it is an average, which may be a fraction."""
+    return torch.where(count > 0, count, 1.0)

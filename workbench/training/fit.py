@@ -100,6 +100,8 @@ def _trainer(run: Any, part: Part, index: int, offset: int, hooks: Hooks, folder
         label_names=["labels"],
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu,
+        # The processes' buffers agree, those of frozen weights from the start and queues by what they are given.
+        ddp_broadcast_buffers=False,
         use_cpu=on_cpu,
         disable_tqdm=not hooks.progress,
         report_to="none",

@@ -16,6 +16,7 @@ from transformers import Trainer
 
 from workbench.adapters import auxiliary_losses
 from workbench.errors import ConfigError
+from workbench.ops.processes import average, gather_objects
 from workbench.routing.find import inner_model
 from workbench.training.encode import shown
 from workbench.training.resume import allocator_of, load_state
@@ -30,6 +31,9 @@ class AnswerSteps(_Base):
 
     L = sum of cross-entropy over the step's answer tokens / their number + sum of the terms, where the terms are the
     adapter's auxiliary losses, AdaLoRA's orthogonality and the user's extra losses, each a mean over micro-batches.
+
+    Where processes train side by side, gradients and terms are averaged over them. The trainer multiplies the answers'
+    part by their number, as its divisor counts the tokens of all; a term is not multiplied.
     """
 
     def __init__(self, *, watch: Any, **kwargs: Any) -> None:
@@ -52,12 +56,15 @@ class AnswerSteps(_Base):
         result = super().compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )
+        self.watch.probe.mask = None
         if not self.model.training:
             return result
         loss = result[0] if return_outputs else result
         batch = self._batch(rows, batch_inputs)
         terms = self._terms(batch)
-        answers = self.token_losses.sum() / (batch.inputs["labels"] != -100).sum()
+        counted = (batch.inputs["labels"] != -100).sum()
+        total, tokens = average(torch.stack([self.token_losses.sum(), counted.float()]))
+        answers = total / tokens
         # With the number of tokens given, the trainer leaves accumulation to the loss.
         parts = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
         loss = loss + sum(terms.values()) / parts if terms else loss
@@ -100,11 +107,13 @@ class AnswerSteps(_Base):
         return self.watch.offset + self.state.global_step + 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of each term since the last row."""
-        if "loss" in logs and self.count:
-            for name, total in self.sums.items():
-                mean = self.accelerator.reduce(total / self.count, "mean")
-                logs[name] = float(mean)
+        """Add the mean of each term since the last row, over all processes."""
+        if "loss" in logs:
+            parts: Any = gather_objects((self.count, {name: float(total) for name, total in self.sums.items()}))
+            count = sum(count for count, _ in parts)
+            # A hook of the user's may have had a term for some processes' examples only.
+            for name in dict.fromkeys(name for _, sums in parts for name in sums):
+                logs[name] = sum(sums.get(name, 0.0) for _, sums in parts) / count
             self.sums, self.count = {}, 0
         super().log(logs, start_time)
 

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import TrainerCallback
 
+from workbench.ops.processes import average
 from workbench.training.encode import Encoded
 from workbench.training.resume import MARK, allocator_of, checkpoints, last_checkpoint, save_state, write_json
 from workbench.training.routing import RoutingProbe
@@ -81,7 +82,9 @@ class Watch(TrainerCallback):
             model = self.trainer.model
             model.eval()
             self.trainer.log({f"eval_{name}": _number(value) for name, value in self.hooks.evaluate(model).items()})
-        if self.run.stopping.is_set() and not last:
+        # Whichever process was asked to stop, all do.
+        asked = average(torch.tensor(float(self.run.stopping.is_set()), device=args.device))
+        if asked > 0 and not last:
             control.should_training_stop = control.should_save = True
         # A stage that its own rule ends must end in a checkpoint.
         control.should_save |= self.ended or (control.should_evaluate and self.part.done is not None)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from workbench.adapters.lora_moe.config import LoraMoeConfig
 from workbench.adapters.lora_moe.queue import MINIMUM, ExpertQueue
+from workbench.ops.processes import average, gather
 from workbench.ops.routing import balance_loss, expert_cosines, in_batch_contrastive, queue_contrastive, z_loss
 from workbench.records import RouterOutput
 
@@ -78,6 +79,12 @@ def routing_losses(model: torch.nn.Module) -> dict[str, Tensor]:
 
     The first call after a forward puts the micro-batch into the queues; further calls return the same tensors.
 
+    Where processes train side by side, what is global and what is local: the losses are those of the micro-batches of
+    all processes taken together, of which each process returns its part (`workbench.ops.processes`); every queue gets
+    the outputs of all, so that it is the same everywhere. Two processes with B sequences each so compute what one with
+    2 B computes, but for dropout and jitter, which are drawn anew. All processes must call this after each forward,
+    with equally many sequences.
+
     Args:
         model: Any model, wrapped or not.
 
@@ -115,18 +122,19 @@ def _losses(group: list[Note]) -> Iterator[tuple[str, Tensor]]:
     logits = torch.stack([note.output.router_logits for note in group])
     selected = torch.stack([note.output.selected_experts for note in group])
     if group[0].decided and config.router_aux_loss_coef:
-        yield "balance", config.router_aux_loss_coef * balance_loss(logits, selected, counted)
+        yield "balance", config.router_aux_loss_coef * balance_loss(logits, selected, counted, average)
     if group[0].decided and config.router_z_loss_coef:
-        yield "z", config.router_z_loss_coef * z_loss(logits, counted)
+        yield "z", config.router_z_loss_coef * z_loss(logits, counted, average)
     if not group[0].experts:
         return
     experts = [torch.stack(parts) for parts in zip(*(note.experts for note in group))]
     if group[0].queue is None:
-        loss = in_batch_contrastive(experts[0], selected, experts[1], config.temperature, counted)
+        loss = in_batch_contrastive(experts[0], selected, experts[1], config.temperature, counted, average)
     else:
         queues = [note.queue for note in group if note.queue is not None]
         keys, filled = (torch.stack(parts) for parts in zip(*(queue.keys() for queue in queues)))
-        loss = queue_contrastive(experts[0], keys, filled, config.temperature, min(MINIMUM, config.queue_size))
-        for queue, outputs in zip(queues, experts[0]):
+        least = min(MINIMUM, config.queue_size)
+        loss = queue_contrastive(experts[0], keys, filled, config.temperature, least, average)
+        for queue, outputs in zip(queues, gather(experts[0], dim=1)):
             queue.add(outputs)
     yield "contrastive", config.contrastive_loss_coef * loss
