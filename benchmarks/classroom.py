@@ -61,7 +61,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--split", default="validation")
     parser.add_argument("--limit", type=int, help="most examples of each task")
-    parser.add_argument("--store", type=Path, help="JSON lines of finished ratios, to go on after an interruption")
+    parser.add_argument("--store", type=Path, help="SQLite file of finished ratios, to go on after an interruption")
     parser.add_argument("--save", action="store_true", help="write data_samples/results/ratio_sweep.csv")
     return parser.parse_args()
 

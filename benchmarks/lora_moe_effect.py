@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = data_samples_root() / "results"
     parser.add_argument("--settings", type=Path, default=results / "lora_moe_settings.json")
     parser.add_argument("--out", type=Path, default=results / "lora_moe_effect.csv")
-    parser.add_argument("--store", type=Path, default=Path("out/lora_moe_effect.jsonl"))
+    parser.add_argument("--store", type=Path, default=Path("out/lora_moe_effect.sqlite"))
     parser.add_argument("--executor", default="local", help="local, or ray: one cell for each --threads cores")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")

@@ -1,6 +1,6 @@
 """Search the blend that keeps most of both classroom parents on validation, then read test once for what was chosen.
 
-    python benchmarks/search.py --store out/search.jsonl      # goes on where it was interrupted
+    python benchmarks/search.py --store out/search.sqlite     # goes on where it was interrupted
     python benchmarks/search.py --budget 20 --limit 10        # a quick try
 
 With 200 recipes of 40 validation rows a task about twenty minutes on two cores.
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=40, help="most validation rows of each task")
     parser.add_argument("--points", type=int, default=2, help="points of each curve over depth")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--store", type=Path, help="JSON lines of finished rows")
+    parser.add_argument("--store", type=Path, help="SQLite file of finished rows")
     parser.add_argument("--out", type=Path, help="CSV file for the table")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()

@@ -66,10 +66,10 @@ ARMS: dict[str, tuple[int, ...]] = {
 """The arms and the shots that each takes: none where a task's examples play no part."""
 
 KNOBS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "direct tuning": ("lr", (1e-3, 3e-3, 1e-2)),
-    "LoraHub, improved": ("l1", (0.0, 0.01, 0.05)),
-    "router, static": ("lr", (0.01, 0.03, 0.1)),
-    "router, gated": ("lr", (0.003, 0.01, 0.03)),
+    "direct tuning": ("lr", (1e-3, 3e-3, 1e-2, 3e-2)),
+    "LoraHub, improved": ("l1", (0.0, 0.01, 0.05, 0.2)),
+    "router, static": ("lr", (0.01, 0.03, 0.1, 0.3)),
+    "router, gated": ("lr", (0.001, 0.003, 0.01, 0.03)),
 }
 """The one knob that an arm is searched over, as many values for each; the others have none, or are fixed by a paper."""
 
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = data_samples_root() / "results"
     parser.add_argument("--settings", type=Path, default=results / "skills_settings.json")
     parser.add_argument("--out", type=Path, default=results / "skills_effect.csv")
-    parser.add_argument("--store", type=Path, default=Path("out/skills_effect.jsonl"))
+    parser.add_argument("--store", type=Path, default=Path("out/skills_effect.sqlite"))
     parser.add_argument("--executor", default="local", help="local, or ray: one cell for each --threads cores")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")

@@ -59,7 +59,7 @@ def command(model, effect):
     train_skills(model, rows, output_dir=model.parent / "skills", **settings)
     effect.STEPS = {5: 6, 64: 6, effect.ALL: 6}
     effect.WATCHED = 2
-    places = {"model": "pico", "skills": "skills", "store": "cells.jsonl", "out": "effect.csv", "settings": "s.json"}
+    places = {"model": "pico", "skills": "skills", "store": "cells.sqlite", "out": "effect.csv", "settings": "s.json"}
     paths = [part for name, file in places.items() for part in (f"--{name}", str(model.parent / file))]
     return [*paths, "--limit", "1", "--seeds", "1", "--pooled", "6", "1"]
 
@@ -79,10 +79,10 @@ def test_all_arms_give_a_row_and_it_goes_on_from_its_store(effect, command, mode
     printed = capsys.readouterr().out
     assert "not searched" in printed
     assert "(one seed)" in printed
-    kept = (model.parent / "cells.jsonl").read_bytes()
+    kept = (model.parent / "cells.sqlite").read_bytes()
     monkeypatch.setattr(effect, "run_cell", print)
     effect.main(small)
-    assert (model.parent / "cells.jsonl").read_bytes() == kept
+    assert (model.parent / "cells.sqlite").read_bytes() == kept
 
 
 def test_the_search_keeps_every_trial_and_its_choice_is_used(effect, command, model, capsys, monkeypatch):

@@ -29,7 +29,7 @@ def places(tmp_path):
     model = pico(context=512)
     model.save_pretrained(tmp_path / "pico")
     byte_tokenizer(chat=True).save_pretrained(tmp_path / "pico")
-    names = {"model": "pico", "settings": "settings.json", "out": "effect.csv", "store": "cells.jsonl"}
+    names = {"model": "pico", "settings": "settings.json", "out": "effect.csv", "store": "cells.sqlite"}
     return [part for name, file in names.items() for part in (f"--{name}", str(tmp_path / file))]
 
 
@@ -46,9 +46,9 @@ def test_pairs_all_arms_and_goes_on_from_its_store(effect, places, tmp_path, cap
     assert "not searched" in printed
     assert "+0.0 (one seed)" in printed, "the reference differs from itself by nothing"
 
-    kept = (tmp_path / "cells.jsonl").read_bytes()
+    kept = (tmp_path / "cells.sqlite").read_bytes()
     effect.main(command)
-    assert (tmp_path / "cells.jsonl").read_bytes() == kept
+    assert (tmp_path / "cells.sqlite").read_bytes() == kept
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "effect.csv"), rows)
 
 

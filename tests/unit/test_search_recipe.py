@@ -79,10 +79,10 @@ def test_the_front_holds_whatever_nothing_beats(live, asked):
 def test_a_search_goes_on_from_its_store_with_the_same_steps(live, asked, tmp_path):
     whole = run(live, progress=False)
     asked.clear()
-    part = run(live, store=tmp_path / "rows.jsonl", stop=_After(asked, 20), progress=False)
+    part = run(live, store=tmp_path / "rows.sqlite", stop=_After(asked, 20), progress=False)
     assert [*part["recipe"]] == [*whole["recipe"][:20]]
     asked.clear()
-    resumed = run(live, store=tmp_path / "rows.jsonl", progress=False)
+    resumed = run(live, store=tmp_path / "rows.sqlite", progress=False)
     assert [*resumed["recipe"]] == [*whole["recipe"]]
     assert len(asked) <= 42
 

@@ -1,6 +1,7 @@
 """A sweep over ratios: one table, each row computed once, whatever interrupts it."""
 
 import json
+import sqlite3
 import threading
 
 import pandas as pd
@@ -13,7 +14,6 @@ from workbench.merging.live import LiveMerge
 from workbench.merging.recipe import MergeRecipe
 from workbench.records import Example
 from workbench.search import scoring as scoring_module
-from workbench.search.store import RowStore
 from workbench.search.sweep import sweep
 
 TOKENIZER = byte_tokenizer(chat=True)
@@ -73,26 +73,12 @@ def test_the_merge_gets_its_recipe_back(live):
 
 
 def test_a_second_sweep_computes_only_what_is_missing(live, measured, tmp_path):
-    first = run(live, store=tmp_path / "deep" / "rows.jsonl")
-    again = run(live, store=tmp_path / "deep" / "rows.jsonl")
+    first = run(live, store=tmp_path / "deep" / "rows.sqlite")
+    again = run(live, store=tmp_path / "deep" / "rows.sqlite")
     assert measured == [0, 0.5, 1]
     pd.testing.assert_frame_equal(first, again)
-    run(live, store=tmp_path / "deep" / "rows.jsonl", ratios=5)
+    run(live, store=tmp_path / "deep" / "rows.sqlite", ratios=5)
     assert measured[3:] == [0.25, 0.75]
-
-
-@pytest.mark.parametrize("cut", [1, 7, 9, 40, -2, -1])
-def test_a_line_that_was_cut_off_is_done_again_and_swallows_nothing(live, measured, tmp_path, cut):
-    store = tmp_path / "rows.jsonl"
-    whole = run(live, store=store)
-    lines = store.read_bytes().splitlines(keepends=True)
-    store.write_bytes(b"".join(lines[:2]) + lines[2][:cut])
-    pd.testing.assert_frame_equal(run(live, store=store), whole)
-    # Without its line break alone, a row is whole.
-    assert measured[3:] == ([] if cut == -1 else [1])
-    assert len(RowStore(store)._rows) == 3
-    run(live, store=store)
-    assert len(measured) == (3 if cut == -1 else 4)
 
 
 def test_a_crash_in_the_middle_keeps_the_finished_rows(live, measured, tmp_path, monkeypatch):
@@ -103,8 +89,8 @@ def test_a_crash_in_the_middle_keeps_the_finished_rows(live, measured, tmp_path,
 
     monkeypatch.setattr(scoring_module, "evaluate", crash_in_the_second)
     with pytest.raises(KeyboardInterrupt):
-        run(live, store=tmp_path / "rows.jsonl")
-    assert len(run(live, store=tmp_path / "rows.jsonl")) == 3
+        run(live, store=tmp_path / "rows.sqlite")
+    assert len(run(live, store=tmp_path / "rows.sqlite")) == 3
     assert measured == [0, 0.5, 0.5, 1]
 
 
@@ -131,17 +117,17 @@ def test_stop_gives_the_table_of_the_finished_rows(live, measured, monkeypatch):
     ],
 )
 def test_other_settings_keep_their_rows_apart_in_the_same_file(live, measured, tmp_path, change):
-    run(live, store=tmp_path / "rows.jsonl", ratios=[0.5])
-    run(live, store=tmp_path / "rows.jsonl", ratios=[0.5], **change)
+    run(live, store=tmp_path / "rows.sqlite", ratios=[0.5])
+    run(live, store=tmp_path / "rows.sqlite", ratios=[0.5], **change)
     assert measured == [0.5, 0.5]
-    run(live, store=tmp_path / "rows.jsonl", ratios=[0.5])
+    run(live, store=tmp_path / "rows.sqlite", ratios=[0.5])
     assert len(measured) == 2
 
 
 def test_rebuilt_parents_of_the_same_name_are_not_mistaken(live, measured, tmp_path):
-    run(live, store=tmp_path / "rows.jsonl", ratios=[0.5])
+    run(live, store=tmp_path / "rows.sqlite", ratios=[0.5])
     rebuilt = LiveMerge(RECIPE, models=[pico(seed=1), pico(seed=3)], tokenizer=TOKENIZER)
-    run(rebuilt, store=tmp_path / "rows.jsonl", ratios=[0.5])
+    run(rebuilt, store=tmp_path / "rows.sqlite", ratios=[0.5])
     assert len(measured) == 2
 
 
@@ -163,20 +149,17 @@ def test_a_move_by_someone_else_waits_until_the_row_is_done(live, monkeypatch):
 
 
 def test_the_store_tells_a_reader_what_each_row_is(live, tmp_path):
-    run(live, store=tmp_path / "rows.jsonl", ratios=[0.25])
-    (line,) = (tmp_path / "rows.jsonl").read_text().splitlines()
-    record = json.loads(line)
-    assert record["about"]["recipe"]["weights"] == [0.75, 0.25]
-    assert 0 <= record["row"]["exam"] <= 1
+    run(live, store=tmp_path / "rows.sqlite", ratios=[0.25])
+    with sqlite3.connect(tmp_path / "rows.sqlite") as file:
+        ((row, about),) = file.execute("SELECT row, about FROM rows")
+    assert json.loads(about)["recipe"]["weights"] == [0.75, 0.25]
+    assert 0 <= json.loads(row)["exam"] <= 1
 
 
-@pytest.mark.parametrize("text", ["ratio,clinical\n", '{"a": 1}\n', "[1, 2]\n"])
-def test_a_file_of_something_else_is_not_written_into(live, tmp_path, text):
-    path = tmp_path / "notes.csv"
-    path.write_text(text)
-    with pytest.raises(DataError, match=r"line 1 of .* is no row of a sweep; give the store a file of its own"):
-        run(live, store=path)
-    assert path.read_text() == text
+def test_a_file_of_something_else_is_refused(live, tmp_path):
+    (tmp_path / "notes.csv").write_text("ratio,clinical\n")
+    with pytest.raises(DataError, match=r"notes.csv begins with 'ratio,clinical', and is no store of rows"):
+        run(live, store=tmp_path / "notes.csv")
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def search_recipe(
         limit: Most examples of each task.
         seed: Of the optimiser, the limited part and the bootstrap.
         live: A merge of the same parents to compute with; it gets its recipe back at the end. None makes one.
-        store: A file of JSON lines for finished rows; None keeps them in memory alone.
+        store: An SQLite file for finished rows; None keeps them in memory alone.
         batch_size: Most sequences computed together.
         on_long: As in `evaluate`.
         progress: Show a bar.

@@ -35,7 +35,7 @@ class RecipeScores:
         tasks: Names of the tasks to score; None scores all.
         limit: Most examples of each task, as in `evaluate`.
         seed: Of the limited part and of the bootstrap.
-        store: A file of JSON lines for finished rows; None keeps them in memory alone.
+        store: An SQLite file for finished rows; None keeps them in memory alone.
         batch_size: Most sequences computed together.
         on_long: As in `evaluate`.
 
