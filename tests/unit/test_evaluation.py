@@ -129,7 +129,7 @@ def test_answers_come_from_the_batched_decoder():
 
 def test_tasks_without_wanted_answers_get_a_fixed_room():
     task = Task(name="open", metric="ifeval", examples=[asked(1, "")])
-    assert runner._with_length(TOKENIZER, task).max_new_tokens == 256
+    assert runner.with_length(TOKENIZER, task).max_new_tokens == 256
 
 
 def test_settings_say_what_the_figures_depend_on():

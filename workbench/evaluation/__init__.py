@@ -1,7 +1,22 @@
 """Measuring models: one scorer, suites of tasks, intervals."""
 
+from workbench.evaluation.benchmarks import run_benchmarks
+from workbench.evaluation.exams import BENCHMARKS, Benchmark, read_benchmark
+from workbench.evaluation.ifeval import instruction_report
 from workbench.evaluation.metrics import METRICS, score
 from workbench.evaluation.runner import EvaluationStopped, evaluate
 from workbench.evaluation.suites import CLASSROOM, Task
 
-__all__ = ["CLASSROOM", "METRICS", "EvaluationStopped", "Task", "evaluate", "score"]
+__all__ = [
+    "BENCHMARKS",
+    "CLASSROOM",
+    "METRICS",
+    "Benchmark",
+    "EvaluationStopped",
+    "Task",
+    "evaluate",
+    "instruction_report",
+    "read_benchmark",
+    "run_benchmarks",
+    "score",
+]

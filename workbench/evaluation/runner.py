@@ -71,7 +71,7 @@ def evaluate(
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}: it must be at least 1")
     chosen = resolve(suite, split=split, tasks=tasks, limit=limit, seed=seed)
-    chosen, skipped = _fit(model, tokenizer, [_with_length(tokenizer, task) for task in chosen], skip=on_long == "skip")
+    chosen, skipped = _fit(model, tokenizer, [with_length(tokenizer, task) for task in chosen], skip=on_long == "skip")
     outputs: dict[str, tuple[Output, ...]] = {}
     with tqdm(total=sum(len(task.rows()) for task in chosen), unit="ex", disable=progress is not True) as bar:
         for task in chosen:
@@ -92,7 +92,7 @@ def evaluate(
         "tasks_without_rows": _lacking(suite, tasks, chosen),
     }
     return Scores(
-        tasks={task.name: _summary(task, outputs[task.name], seed) for task in chosen},
+        tasks={task.name: summary(task, outputs[task.name], seed) for task in chosen},
         settings=settings,
         outputs=outputs,
     )
@@ -129,7 +129,8 @@ def _likeliest(
     ]
 
 
-def _summary(task: Task, outputs: Sequence[Output], seed: int) -> Score:
+def summary(task: Task, outputs: Sequence[Output], seed: int) -> Score:
+    """Return the mean value of a task's outputs with its 95 % interval."""
     values = [output.value for output in outputs]
     value, low, high = interval(values, graded=METRICS[task.metric].graded, seed=seed)
     return Score(value=value, low=low, high=high, n=len(values), metric=task.metric, group=task.group)
@@ -140,7 +141,7 @@ def _lacking(suite: Suite, tasks: Sequence[str] | None, chosen: Sequence[Task]) 
     return sorted(set(CLASSROOM) - {task.name for task in chosen}) if whole else []
 
 
-def _with_length(tokenizer: Any, task: Task) -> Task:
+def with_length(tokenizer: Any, task: Task) -> Task:
     """Give a task its room for answers: what no wanted answer needs cannot raise a value, and costs time."""
     if task.max_new_tokens is not None or task.metric == "likelihood":
         return task
@@ -157,18 +158,34 @@ def _fit(model: Any, tokenizer: Any, tasks: Sequence[Task], *, skip: bool) -> tu
     kept, skipped = [], {}
     for task in tasks:
         lengths = [_length(tokenizer, task, example) for example in task.rows()]
-        fitting = [example for example, length in zip(task.rows(), lengths, strict=True) if length <= limit]
-        over = len(lengths) - len(fitting)
-        if over and not (skip and fitting):
-            raise ConfigError(
-                f"{over} of {len(lengths)} examples of task {task.name!r} need up to {max(lengths)} tokens with their "
-                f"answer, and the model's context holds {limit}; take a model with a longer context, shorten them, or "
-                "give on_long='skip' to leave them out of a task that has shorter ones"
-            )
+        places = fitting(task.name, lengths, limit, skip=skip)
+        over = len(lengths) - len(places)
         if over:
             skipped[task.name] = over
-        kept.append(replace(task, examples=fitting) if over else task)
+        kept.append(replace(task, examples=[task.rows()[place] for place in places]) if over else task)
     return kept, skipped
+
+
+def fitting(task: str, lengths: Sequence[int], limit: int, *, skip: bool) -> list[int]:
+    """Return the places of the examples that fit the model's context.
+
+    Args:
+        task: Its name.
+        lengths: Of its examples with their answers, in tokens.
+        limit: Of the model's context.
+        skip: Leave out the others.
+
+    Raises:
+        ConfigError: One does not fit and may not be left out, or none fits.
+    """
+    places = [place for place, length in enumerate(lengths) if length <= limit]
+    if len(places) < len(lengths) and not (skip and places):
+        raise ConfigError(
+            f"{len(lengths) - len(places)} of {len(lengths)} examples of task {task!r} need up to {max(lengths)} "
+            f"tokens with their answer, and the model's context holds {limit}; take a model with a longer context, "
+            "shorten them, or give on_long='skip' to leave them out of a task that has shorter ones"
+        )
+    return places
 
 
 def _length(tokenizer: Any, task: Task, example: Example) -> int:
