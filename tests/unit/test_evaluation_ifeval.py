@@ -214,7 +214,7 @@ def test_the_report_counts_prompts_instructions_and_types():
     assert len(report) == 2 * (2 + 3)
     assert ((report.low <= report.value) & (report.value <= report.high) & (report.low < report.high)).all()
     by_id = instruction_report(examples, [Output(id="c", text=" ", value=0), Output(id="b", text="x", value=1)])
-    assert by_id.loc[0, ["value", "n", "empty"]].tolist() == [0.5, 2, 1]
+    assert by_id.loc[0, ["value", "n", "empty_outputs"]].tolist() == [0.5, 2, 1]
     with pytest.raises(DataError, match=r"2 outputs for 3 examples; give one text for each"):
         instruction_report(examples, ["x", "y"])
     with pytest.raises(DataError, match=r"paired by id, and \['z'\] have none"):

@@ -62,7 +62,7 @@ def instruction_report(examples: Rows, outputs: Sequence[str] | Sequence[Output]
     Returns:
         Rows `prompt` (all instructions of a prompt followed), `instruction` (each counts by itself) and one for each
         type, all once `strict` and once `loose`. Columns: level, reading, value, low and high (0 to 1), n (prompts or
-        instructions) and empty, the outputs without text, which follow nothing. Prompts get Wilson's interval,
+        instructions) and empty_outputs, those without text, which follow nothing. Prompts get Wilson's interval,
         instructions the bootstrap over prompts.
 
     Raises:
@@ -83,7 +83,7 @@ def instruction_report(examples: Rows, outputs: Sequence[str] | Sequence[Output]
             ]
             parts = ratio_interval([sum(mark) for mark in kept], [len(mark) for mark in kept], seed=seed)
             rows.append((level, reading, *parts, sum(map(len, kept)), empty))
-    return pd.DataFrame(rows, columns=["level", "reading", "value", "low", "high", "n", "empty"])
+    return pd.DataFrame(rows, columns=["level", "reading", "value", "low", "high", "n", "empty_outputs"])
 
 
 def _variants(output: str) -> list[str]:
