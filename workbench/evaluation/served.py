@@ -30,6 +30,11 @@ class ServedModel(LM):
         super().__init__()
         self.endpoint, self.at_once, self.pauses = endpoint, at_once, pauses
 
+    @property
+    def tokenizer_name(self) -> str:
+        """The endpoint's model, which has the tokenizer."""
+        return self.endpoint.model
+
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Return a chat as the text that `generate_until` takes."""
         return json.dumps(chat_history, ensure_ascii=False)
