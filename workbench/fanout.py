@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ _RESOURCES = ("num_cpus", "num_gpus", "memory", "resources", "accelerator_type")
 _RETRIES = 3
 _STARTS = 3
 _GLANCE_S = 0.2  # how soon a stop is seen while cells run elsewhere
+_LOOK_S = 30.0  # how soon it is seen that a cluster has no node for a cell, or no longer
 _OWN_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Despite its name it counts on Linux too: with it Ray listens on 127.0.0.1 only, without it on every interface.
@@ -72,8 +74,9 @@ def run_cells(
         cells: The inputs, one call each.
         executor: `local` runs them here, in order; `ray` on the Ray cluster that this process is connected to or that
             the environment names (RAY_ADDRESS), otherwise on a Ray of its own on this machine, which listens on
-            127.0.0.1 (where Ray was not imported before) and ends with the call. A cell whose worker dies is run
-            again, up to 3 times.
+            127.0.0.1 (where Ray was not imported before) and ends with the call. A cell whose worker or node dies is
+            run again, up to 3 times, and so is one whose result was lost with its node. Where no node of a cluster can
+            hold a cell, a warning says so, and the cells wait.
         resources: What one cell needs on Ray, e.g. `{"num_gpus": 1}`; not looked at by `local`.
         on_result: Called here with the place and the result of each cell as soon as it is done, to keep it.
         progress: Show a bar.
@@ -128,8 +131,11 @@ def _on_ray(function: Callable[[Any], Any], cells: Sequence[Any], needs: Mapping
                 pending[remote.remote(shared, pack(cell))] = place
             except Exception as error:  # a cell that cannot travel
                 raise CellError(cell, place, error) from error
+        look, told = time.monotonic() + _LOOK_S, False
         try:
             while pending and not (stop is not None and stop.is_set()):
+                if not told and time.monotonic() > look:
+                    look, told = time.monotonic() + _LOOK_S, _tell_homeless(ray, needs)
                 for reference in ray.wait(list(pending), timeout=_GLANCE_S)[0]:
                     place = pending.pop(reference)
                     result, error = _fetch(ray, reference)
@@ -187,6 +193,22 @@ def _connected(needs: Mapping[str, Any]) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _tell_homeless(ray: Any, needs: Mapping[str, Any]) -> bool:
+    """Say so where no live node could hold a cell, as Ray itself waits for one without a word."""
+    asked = {"CPU": needs.get("num_cpus", 1), "GPU": needs.get("num_gpus", 0), "memory": needs.get("memory", 0)}
+    asked |= needs.get("resources", {})
+    homes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(home.get(name, 0) >= amount for name, amount in asked.items()) for home in homes):
+        return False
+    warnings.warn(
+        f"no node of the Ray cluster has {', '.join(f'{name}={value}' for name, value in needs.items())} for one cell "
+        "(any more); the cells left wait until one joins. Set the stop event to give them up: what is done is kept.",
+        WorkbenchWarning,
+        stacklevel=2,
+    )
+    return True
 
 
 def _start_own(ray: Any) -> None:

@@ -3,17 +3,19 @@
 import json
 import sqlite3
 import threading
+from functools import partial
 
 import pandas as pd
 import pytest
 from pico_language import byte_tokenizer, pico
 
-from workbench.errors import ConfigError, DataError
+from workbench.errors import ConfigError, DataError, MergeError
 from workbench.evaluation import Task, evaluate
 from workbench.merging.live import LiveMerge
 from workbench.merging.recipe import MergeRecipe
 from workbench.records import Example
 from workbench.search import scoring as scoring_module
+from workbench.search.scoring import RecipeScores, score_alone
 from workbench.search.sweep import sweep
 
 TOKENIZER = byte_tokenizer(chat=True)
@@ -29,6 +31,9 @@ TASKS = [
     Task(name="talk", group="clinical", metric="rouge_l", examples=[example(0)], max_new_tokens=2),
     Task(name="both", group="both", metric="exact_match", examples=[example(1)], max_new_tokens=2),
 ]
+SETTINGS = {
+    "split": "validation", "tasks": None, "limit": None, "seed": 0, "batch_size": 32, "on_long": "error"
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -160,6 +165,35 @@ def test_a_file_of_something_else_is_refused(live, tmp_path):
     (tmp_path / "notes.csv").write_text("ratio,clinical\n")
     with pytest.raises(DataError, match=r"notes.csv begins with 'ratio,clinical', and is no store of rows"):
         run(live, store=tmp_path / "notes.csv")
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory) -> MergeRecipe:
+    """A recipe whose parents any process can open."""
+    parents = [str(tmp_path_factory.mktemp(name)) for name in ("general", "clinical")]
+    for seed, parent in enumerate(parents, start=1):
+        pico(seed=seed).save_pretrained(parent)
+        TOKENIZER.save_pretrained(parent)
+    return MergeRecipe(parents=parents)
+
+
+def test_rows_of_other_processes_are_those_of_this_one(opened, tmp_path):
+    alone = RecipeScores(LiveMerge(opened), TASKS, store=None, **SETTINGS)
+    spread = RecipeScores(LiveMerge(opened), TASKS, store=tmp_path / "rows.sqlite", **SETTINGS)
+    recipes = [opened.with_ratio(ratio) for ratio in (0.25, 0.75)]
+    with alone.work(1, progress=False) as bar:
+        rows = [alone.row(recipe, bar, None) for recipe in recipes]
+        spread.spread(recipes, partial(score_alone, suite=TASKS, settings=SETTINGS), progress=False)
+        assert all(recipe in spread for recipe in recipes)
+        assert [spread.row(recipe, bar, None) for recipe in recipes] == rows
+
+
+def test_parents_that_are_only_in_memory_are_not_mistaken(opened):
+    other = LiveMerge(opened, models=[pico(seed=1), pico(seed=3)], tokenizer=TOKENIZER)
+    scored = RecipeScores(other, TASKS, store=None, **SETTINGS)
+    with pytest.raises(MergeError, match=r"opened .*general0 and .*clinical0 by name found other weights.*'local'"):
+        scored.spread([opened], partial(score_alone, suite=TASKS, settings=SETTINGS), progress=False)
+    assert opened not in scored
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.func import functional_call
+
+from workbench.errors import ConfigError
 
 KINDS = ("kl", "hidden")
 
 
 def snapshot(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Return copies of the trainable weights by name: of an adapter, so that the base model is never held twice."""
+    """Return copies of the trainable weights by name: of an adapter, so that the base model is never held twice.
+
+    Raises:
+        ConfigError: FSDP has split the weights among processes.
+    """
+    if any(isinstance(tensor, DTensor) for tensor in model.parameters()):
+        raise ConfigError(
+            "consistency asks the model with its earlier weights, which cannot be put into one that FSDP has split; "
+            "start without --use_fsdp (DDP), or set consistency_coef=0"
+        )
     return {name: tensor.detach().clone() for name, tensor in model.named_parameters() if tensor.requires_grad}
 
 

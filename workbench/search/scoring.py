@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, MergeError
 from workbench.evaluation import METRICS, EvaluationStopped, Task, evaluate
 from workbench.evaluation.suites import Suite, resolve
+from workbench.fanout import CellsStopped, run_cells
 from workbench.merging.live import LiveMerge
 from workbench.merging.recipe import MergeRecipe
 from workbench.records import Scores
@@ -73,7 +74,7 @@ class RecipeScores:
         self.examples = sum(len(task.rows()) for task in self._tasks)
 
     def __contains__(self, recipe: MergeRecipe) -> bool:
-        return self._key(recipe) in self._rows
+        return self.key(recipe) in self._rows
 
     @contextmanager
     def work(self, count: int, progress: bool) -> Iterator[tqdm[Any]]:
@@ -107,13 +108,42 @@ class RecipeScores:
             EvaluationStopped: `stop` was set.
             MergeError: The recipe does not fit the parents.
         """
-        key = self._key(recipe)
+        key = self.key(recipe)
         if key in self._rows:
             bar.update(self.examples)
             return self._rows[key]
-        scores = _hold(self._live, recipe, lambda model, tokenizer: self._measure(model, tokenizer, bar, stop))
-        self._rows.add(key, _row(scores), {**scores.settings, **self.settings, "recipe": json.loads(recipe.to_json())})
+        self._rows.add(key, *self.score(recipe, bar, stop))
         return self._rows[key]
+
+    def score(self, recipe: MergeRecipe, bar: tqdm[Any], stop: threading.Event | None) -> tuple[Any, Any]:
+        """Compute a recipe's row, and what a reader of the store may want to know of it."""
+        scores = _hold(self._live, recipe, lambda model, tokenizer: self._measure(model, tokenizer, bar, stop))
+        return _row(scores), {**scores.settings, **self.settings, "recipe": json.loads(recipe.to_json())}
+
+    def spread(self, recipes: Sequence[MergeRecipe], work: Callable[[MergeRecipe], Any], **cells: Any) -> None:
+        """Let other processes score the recipes that are missing, and keep each row as soon as it is there.
+
+        Args:
+            recipes: Recipes whose parents any process can open by their names.
+            work: A `functools.partial` of `score_alone`, with what this was made with.
+            **cells: As in `run_cells`; after a stop what is done is kept.
+
+        Raises:
+            MergeError: What a process opened by the parents' names is not what is here.
+            CellError: A cell failed; the rows before it are kept.
+        """
+        missing = [recipe for recipe in recipes if recipe not in self]
+
+        def keep(place: int, scored: tuple[str, Any, Any]) -> None:
+            if scored[0] != self.key(missing[place]):
+                raise MergeError(
+                    f"a process that opened {' and '.join(missing[place].parents)} by name found other weights or rows "
+                    "than are here; use executor='local' for parents that are in memory only"
+                )
+            self._rows.add(*scored)
+
+        with suppress(CellsStopped):
+            run_cells(work, missing, on_result=keep, **cells)
 
     def _measure(self, model: Any, tokenizer: Any, bar: tqdm[Any], stop: threading.Event | None) -> Scores:
         return evaluate(
@@ -127,9 +157,16 @@ class RecipeScores:
             stop=stop,
         )
 
-    def _key(self, recipe: MergeRecipe) -> str:
+    def key(self, recipe: MergeRecipe) -> str:
+        """Return what a recipe's row is found by, which depends on all that the row depends on."""
         text = json.dumps([self._common, recipe.to_json()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def score_alone(recipe: MergeRecipe, *, suite: Suite, settings: Mapping[str, Any]) -> tuple[str, Any, Any]:
+    """Open a recipe's parents by their names and return its key, its row and what there is to know of it."""
+    scored = RecipeScores(LiveMerge(recipe), suite, store=None, **settings)
+    return scored.key(recipe), *scored.score(recipe, tqdm(disable=True), None)
 
 
 def _check_names(tasks: Sequence[Task]) -> None:

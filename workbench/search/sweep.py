@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from workbench.errors import ConfigError
 from workbench.evaluation.suites import Suite
 from workbench.merging.live import LiveMerge
 from workbench.merging.recipe import MergeRecipe
-from workbench.search.scoring import RecipeScores
+from workbench.search.scoring import RecipeScores, score_alone
 
 
 def sweep(
@@ -30,6 +31,8 @@ def sweep(
     store: str | Path | None = None,
     batch_size: int = 32,
     on_long: str = "error",
+    executor: str = "local",
+    resources: Mapping[str, Any] | None = None,
     progress: bool = True,
     stop: threading.Event | None = None,
 ) -> pd.DataFrame:
@@ -51,6 +54,9 @@ def sweep(
         store: An SQLite file for finished rows; None keeps them in memory alone.
         batch_size: Most sequences computed together.
         on_long: As in `evaluate`.
+        executor: `local` scores one ratio after another here; `ray` side by side, a cell for each ratio, which opens
+            the parents by their names; see `workbench.fanout.run_cells`.
+        resources: What a cell needs on Ray, e.g. `{"num_gpus": 1}`.
         progress: Show a bar.
         stop: Set it from any thread: the row under way is given up, and the table of the finished rows returned.
 
@@ -61,11 +67,16 @@ def sweep(
     Raises:
         ConfigError: The recipe has not two parents, a ratio is outside 0..1, or what `evaluate` raises.
         DataError: `store` is a file of something else.
-        MergeError: The parents do not fit each other, or `live` holds others.
+        MergeError: The parents do not fit each other, `live` holds others, or a cell on Ray opens others.
+        CellError: A cell on Ray failed; the rows before it are in the store.
     """
     recipes = {share: recipe.with_ratio(share) for share in _shares(ratios)}
-    settings: dict[str, Any] = {"split": split, "tasks": tasks, "limit": limit, "seed": seed, "store": store}
-    scored = RecipeScores(live or LiveMerge(recipe), suite, **settings, batch_size=batch_size, on_long=on_long)
+    settings: dict[str, Any] = {"split": split, "tasks": tasks, "limit": limit, "seed": seed}
+    settings |= {"batch_size": batch_size, "on_long": on_long}
+    scored = RecipeScores(live or LiveMerge(recipe), suite, store=store, **settings)
+    if executor != "local":
+        work = partial(score_alone, suite=suite, settings=settings)
+        scored.spread([*recipes.values()], work, executor=executor, resources=resources, progress=progress, stop=stop)
     rows = []
     with scored.work(len(recipes), progress) as bar:
         # What the store has comes first, so that a stop leaves none of it out.

@@ -13,7 +13,7 @@ from transformers import PrinterCallback, TrainingArguments
 from workbench.errors import ConfigError
 from workbench.routing.find import inner_model
 from workbench.training.encode import collate
-from workbench.training.resume import MARK, last_checkpoint, read_json, remove_broken
+from workbench.training.resume import MARK, allocator_of, last_checkpoint, read_json, remove_broken
 from workbench.training.stages import Part, load_curriculum
 from workbench.training.trainer import AnswerTrainer, trl_parts
 from workbench.training.watch import Hooks, Watch
@@ -83,6 +83,7 @@ def _trainer(run: Any, part: Part, index: int, offset: int, hooks: Hooks, folder
         lr_scheduler_type=settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
         warmup_steps=int(settings.warmup * steps),
         weight_decay=settings.weight_decay,
+        **({"optim": "adamw_bnb_8bit"} if settings.optimizer == "adamw_8bit" else {}),
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed + index,
         bf16=settings.bf16 if settings.bf16 is not None else run.model.dtype is torch.bfloat16,
@@ -122,6 +123,22 @@ def _trainer(run: Any, part: Part, index: int, offset: int, hooks: Hooks, folder
         processing_class=run.tokenizer,
         callbacks=[watch],
     )
+    if trainer.is_fsdp_enabled:
+        _check_sharding(trainer.accelerator.state.fsdp_plugin, run.model)
     trainer.remove_callback(PrinterCallback)
     watch.trainer = trainer
     return trainer, watch
+
+
+def _check_sharding(plugin: Any, model: Any) -> None:
+    if plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading:
+        raise ConfigError(
+            f"FSDP was asked for with fsdp_version={plugin.fsdp_version}, fsdp_cpu_ram_efficient_loading="
+            f"{plugin.cpu_ram_efficient_loading}; train shards in version 2 what each process has opened. Start with "
+            "`accelerate launch --use_fsdp --fsdp_version 2 --fsdp_cpu_ram_efficient_loading false`"
+        )
+    if allocator_of(model) is not None:
+        raise ConfigError(
+            "AdaLoRA allocates the ranks of whole matrices, and FSDP gives each process a part of each; start without "
+            "--use_fsdp (DDP), or use LoRA"
+        )

@@ -13,6 +13,8 @@ import torch
 from peft import AdaLoraModel, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.tensor import DTensor
 
 from workbench.errors import ConfigError
 
@@ -93,24 +95,50 @@ def remove_broken(folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def save_state(model: Any, checkpoint: Path) -> None:
-    """Save what a trained adapter's own file leaves out: pruned ranks, their importance, and queues.
+def trained_state(model: Any) -> dict[str, Tensor]:
+    """Return what a checkpoint of transformers leaves out of an adapter: pruned ranks, their importance, and queues.
 
-    Every trained tensor and every buffer of the adapter is saved as it is, AdaLoRA's allocator with them.
+    Every trained tensor and every buffer of the adapter is there as it is, AdaLoRA's allocator with them; nothing for a
+    model without adapter. As in `full_state`, every process must call it.
     """
-    if isinstance(model, PeftModel):
-        tensors = {f"model/{name}": tensor for name, tensor in _own(model).items()} | _allocation(model)
+    if not isinstance(model, PeftModel):
+        return {}
+    return {f"model/{name}": tensor for name, tensor in _own(model).items()} | _allocation(model)
+
+
+def save_state(tensors: dict[str, Tensor], checkpoint: Path) -> None:
+    """Save what `trained_state` returned."""
+    if tensors:
         # Views and tied tensors share storage, which the format refuses.
-        save_file(
-            {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, checkpoint / STATE
-        )
+        whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, checkpoint / STATE)
+
+
+def sharded(model: torch.nn.Module) -> bool:
+    """Say whether FSDP has split the weights among processes."""
+    return any(isinstance(tensor, DTensor) for tensor in model.parameters())
+
+
+def full_state(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Return a model's state; of a sharded one process 0 gets it whole and others nothing, so that all must call it.
+
+    What an adapter leaves frozen is not put together.
+    """
+    if not sharded(model):
+        return model.state_dict()
+    adapted = isinstance(model, PeftModel)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapted)
+    return get_model_state_dict(model, options=options)
 
 
 def load_state(model: PeftModel, checkpoint: Path) -> None:
     """Bring an adapter back to a checkpoint, bit for bit."""
     saved = load_file(checkpoint / STATE)
     own = {name.removeprefix("model/"): t for name, t in saved.items() if name.startswith("model/")}
-    model.load_state_dict(own, strict=False)
+    if sharded(model):
+        set_model_state_dict(model, own, options=StateDictOptions(full_state_dict=True, strict=False))
+    else:
+        model.load_state_dict(own, strict=False)
     if allocator_of(model) is not None:
         _restore_allocation(model, saved, next(model.parameters()).device)
 
@@ -134,7 +162,7 @@ def _own(model: PeftModel) -> dict[str, Tensor]:
     names = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
     names |= {name for name, _ in model.named_buffers() if prefix and prefix in name}
     # Asked for its state, an adapter settles what it has put off, as queues do.
-    return {name: tensor for name, tensor in model.state_dict().items() if name in names}
+    return {name: tensor for name, tensor in full_state(model).items() if name in names}
 
 
 def _allocation(model: Any) -> dict[str, Tensor]:

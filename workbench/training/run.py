@@ -20,7 +20,7 @@ from transformers import set_seed
 from workbench.errors import ConfigError
 from workbench.training.encode import encode
 from workbench.training.fit import fit_part
-from workbench.training.resume import HISTORY, RUN, check_same, claim, model_digest, write_json
+from workbench.training.resume import HISTORY, RUN, check_same, claim, full_state, model_digest, write_json
 from workbench.training.settings import Batch, TrainSettings, make_settings
 from workbench.training.stages import Part, make_parts
 from workbench.training.watch import Hooks
@@ -123,7 +123,13 @@ def train(
     step (`total_step` is set here for examples and for a list of stages) and logged.
 
     The same call with the same `output_dir` goes on where an earlier one ended, killed or stopped, and gives the
-    unbroken run's weights, on a CPU bit for bit. Under `accelerate launch` nothing changes; process 0 writes.
+    unbroken run's weights, on a CPU bit for bit.
+
+    Under `accelerate launch` (DDP, or FSDP of version 2) nothing changes. N processes with `batch_size` b learn what
+    one with N b learns: answers, routing losses, queues and memories are those of the whole batch (dropout and jitter
+    are drawn by each process, and where the examples fill no last batch the first ones fill it up). Process 0 writes;
+    each saves the state of its random numbers beside a checkpoint. All must make the same call, and `evaluate`,
+    `extra_losses` and the other hooks are called in each. After FSDP the returned model is in shards: load the folder.
 
     Args:
         model: A causal language model of transformers, or a `PeftModel` whose trainable adapter goes on learning. With
@@ -137,7 +143,8 @@ def train(
             its numbers (or scores) are logged as `eval_<name>`.
         curriculum: Stages, see `workbench.training.stages.Curriculum`.
         extra_losses: Called as `extra_losses(model, batch)` after the forward of each batch; returns named scalars that
-            are added to the loss. The model may be run inside it, e.g. for a consistency loss. None takes the
+            are added to the loss (averaged over processes). The model may be run inside it, e.g. for a consistency
+            loss. None takes the
             curriculum's own, where it has one; what is given stands in its place and must call it.
         on_batch: Called with each `Batch`: ids and losses of its examples. None takes the curriculum's own likewise.
         on_log: Called with each new row of the history.
@@ -147,7 +154,7 @@ def train(
         progress: Show a bar.
         **settings: The fields of `TrainSettings`: steps or epochs, batch_size, gradient_accumulation_steps, lr,
             schedule, warmup, weight_decay, max_grad_norm, seed, max_length, too_long, bf16, gradient_checkpointing,
-            trainer, eval_every, save_every, log_every.
+            optimizer, trainer, eval_every, save_every, log_every.
 
     Returns:
         The run: `.model`, `.tokenizer`, `.history`, `.folder`, `.dropped` (ids of too long examples), `.state`.
@@ -245,6 +252,8 @@ def _train(run: Run, parts: Iterable[Part], record: dict[str, Any], hooks: Hooks
     try:
         # A layer whose rank AdaLoRA brought to 0 looks to PEFT like a lost shard.
         warnings.filterwarnings("ignore", message=r"Adapter .* have invalid shape")
+        # Accelerate passes it on under torch's old name.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         for index, part in enumerate(parts):
             run.dropped += part.data.dropped
             now = part.identity()
@@ -259,8 +268,10 @@ def _train(run: Run, parts: Iterable[Part], record: dict[str, Any], hooks: Hooks
                 run.finish("stopped")
                 return
             offset += taken
+        state = full_state(run.model)
         if main:
-            _publish(run)
+            _publish(run, state)
+        PartialState().wait_for_everyone()
         run.finish("finished")
     except BaseException as error:
         run.finish("failed", error)
@@ -268,11 +279,11 @@ def _train(run: Run, parts: Iterable[Part], record: dict[str, Any], hooks: Hooks
         run.model.eval()
 
 
-def _publish(run: Run) -> None:
+def _publish(run: Run, state: dict[str, Tensor]) -> None:
     """Put the result into the run's folder, file by file under its final name when it is whole."""
     partial = run.folder / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
-    run.model.save_pretrained(partial)
+    run.model.save_pretrained(partial, state_dict=state)
     run.tokenizer.save_pretrained(partial)
     for path in sorted(partial.iterdir()):
         path.replace(run.folder / path.name)

@@ -15,7 +15,15 @@ from transformers import TrainerCallback
 
 from workbench.ops.processes import average
 from workbench.training.encode import Encoded
-from workbench.training.resume import MARK, allocator_of, checkpoints, last_checkpoint, save_state, write_json
+from workbench.training.resume import (
+    MARK,
+    allocator_of,
+    checkpoints,
+    last_checkpoint,
+    save_state,
+    trained_state,
+    write_json,
+)
 from workbench.training.routing import RoutingProbe
 from workbench.training.settings import Batch
 from workbench.training.stages import Part, save_curriculum
@@ -109,9 +117,10 @@ class Watch(TrainerCallback):
         """Add what is missing to a checkpoint, and mark it as whole when everything is written."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         PartialState().wait_for_everyone()
+        tensors = trained_state(self.trainer.model)
         if not state.is_world_process_zero:
             return
-        save_state(self.trainer.model, folder)
+        save_state(tensors, folder)
         # A pickle that nothing here reads.
         (folder / "training_args.bin").unlink(missing_ok=True)
         held = save_curriculum(self.hooks.curriculum, folder)
