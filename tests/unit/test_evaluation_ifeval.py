@@ -2,8 +2,10 @@
 
 import json
 import socket
+import sys
 from pathlib import Path
 
+import nltk
 import pytest
 
 from workbench.data import load_examples
@@ -226,9 +228,13 @@ def test_the_checkers_ask_the_network_for_nothing(monkeypatch):
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr(socket, "socket", refuse)
-    _checkers.cache_clear()
+    monkeypatch.setattr(nltk, "download", refuse)
+    for name in [name for name in sys.modules if name.startswith("lm_eval.tasks.ifeval")]:
+        monkeypatch.delitem(sys.modules, name)
+    _checkers.cache_clear()  # so that lm-eval's modules, which download while they are imported, are imported again
     for name, kwargs, follows, _ in CASES:
         assert followed(asked((name, kwargs)), follows) == (True,)
+    assert nltk.download is refuse
 
 
 def test_a_missing_package_is_said_before_anything_is_generated(monkeypatch):
