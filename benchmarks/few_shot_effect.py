@@ -69,9 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = run(options, options.tasks, rates, options.split, options.seeds)
     print(f"{options.split}, {options.limit} rows a task, {options.keep_limit} instructions, {options.seeds} seeds;")
     print(f"learning rates {'of the search' if chosen else 'not searched'}; points with 95 % t-intervals over seeds.\n")
-    print(summary(rows).to_markdown(index=False, floatfmt=".1f"), "\n")
-    print(differences(rows).to_markdown(index=False), "\n")
-    print(by_task(rows).to_markdown(index=False, floatfmt=".1f"), "\n")
+    for table in (summary(rows), differences(rows), by_task(rows)):
+        print(table.to_markdown(index=False, disable_numparse=True), "\n")
     print(verdict(rows))
     chart(rows, options.store.with_suffix(".html"))
     if options.save:
@@ -137,8 +136,9 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         ]
     means = rows.groupby(["parent", "k"], sort=False).mean(numeric_only=True).reset_index()
     for part in METRIC_PARTS[1:]:
-        found[part] = 100 * means[part]
-    return found.assign(lr=means["lr"].map("{:g}".format), steps=means["steps"], tokens=means["tokens"].round())
+        found[part] = (100 * means[part]).map("{:.1f}".format)
+    about = {"lr": "{:g}", "steps": "{:.0f}", "tokens": "{:.0f}"}
+    return found.assign(**{name: means[name].map(form.format) for name, form in about.items()})
 
 
 def differences(rows: pd.DataFrame) -> pd.DataFrame:
@@ -170,7 +170,8 @@ def verdict(rows: pd.DataFrame) -> str:
 
 def by_task(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the mean composite of each task, in points."""
-    return (100 * rows.pivot_table(index=["parent", "k"], columns="task", values="composite", sort=False)).reset_index()
+    table = 100 * rows.pivot_table(index=["parent", "k"], columns="task", values="composite", sort=False)
+    return table.map("{:.1f}".format).reset_index()
 
 
 def chart(rows: pd.DataFrame, path: Path) -> None:
