@@ -39,9 +39,9 @@ PACKAGES = {
     2: {"transformers", "datasets", "accelerate", "safetensors", "pandas", "ray", "huggingface_hub"},
     3: {"transformers", "peft", "safetensors", "yaml", "nevergrad", "mergekit"},
     4: {"transformers"},
-    5: {"transformers", "lm_eval", "sacrebleu", "rouge_score", "datasets"},
+    5: {"transformers", "lm_eval", "sacrebleu", "rouge_score", "nltk", "langdetect", "datasets", "pandas"},
     6: {"transformers", "trl", "peft", "datasets", "accelerate", "safetensors"},
-    7: {"transformers", "tokenizers", "pandas", "nevergrad", "safetensors", "datasets"},
+    7: {"transformers", "tokenizers", "pandas", "nevergrad", "safetensors", "datasets", "peft"},
 }
 SCREEN = {"plotly", "ipywidgets", "anywidget", "gradio", "traitlets", "IPython"}
 SOURCES = sorted(LIBRARY.rglob("*.py"))
