@@ -15,6 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from workbench.errors import ConfigError, ModelError, WorkbenchWarning
@@ -102,7 +103,11 @@ def open_folder(name: str | Path) -> tuple[Path, Any]:
 
 
 def load_model(
-    name: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Open a causal language model and its tokenizer, ready to generate.
 
@@ -113,19 +118,24 @@ def load_model(
         device: Where the weights go; None takes the first of cuda, mps, cpu that is there.
         dtype: Number format of the weights, e.g. `torch.bfloat16` or `"bfloat16"`; None takes bfloat16 on a CUDA
             device that computes in it, else float32 (CPUs are slow or inexact in half formats).
+        attn_implementation: `sdpa`, `eager`, or `flash_attention_2` (package flash-attn, CUDA, a half format); None
+            takes sdpa where the architecture has it.
 
     Returns:
         model, in `eval()` mode, and tokenizer, as `load_tokenizer` gives it.
 
     Raises:
-        ConfigError: `device` or `dtype` is unknown or not available here.
+        ConfigError: `device`, `dtype` or `attn_implementation` is unknown or not available here.
         ModelError: The model is missing, has only pickled weights, is damaged or incomplete, has an architecture that
             transformers does not know or that needs its own code, or lacks a tokenizer that fits it.
     """
     device = _choose_device(device)
     dtype = _choose_dtype(dtype, device)
+    _check_attention(attn_implementation, device, dtype)
     folder, config = open_folder(name)
     tokenizer = _open_tokenizer(folder, name)
+    # transformers leaves the choice to the model where it is told none.
+    config._attn_implementation = attn_implementation
     model = _open_model(folder, name, config, device, dtype)
     rows = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore[reportIndexIssue]
     if len(tokenizer) > rows:
@@ -353,6 +363,22 @@ def _choose_device(device: str | torch.device | None) -> torch.device:
             "or pass 'cpu'."
         ) from error
     return chosen
+
+
+def _check_attention(wanted: str | None, device: torch.device, dtype: torch.dtype) -> None:
+    if wanted not in (None, "sdpa", "eager", "flash_attention_2"):
+        raise ConfigError(
+            f"attn_implementation={wanted!r} is unknown. Use 'sdpa', 'eager' or 'flash_attention_2', or leave it out."
+        )
+    if wanted != "flash_attention_2":
+        return
+    fits = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    if not fits or not is_flash_attn_2_available():
+        raise ConfigError(
+            f"attn_implementation='flash_attention_2' needs a CUDA device, bfloat16 or float16, and the package "
+            f"flash-attn; here are {device}, {dtype} and {'it' if is_flash_attn_2_available() else 'no such package'}. "
+            "Install it (pip install flash-attn), or use 'sdpa', which needs nothing."
+        )
 
 
 def _choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:

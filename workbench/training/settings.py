@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from workbench.errors import ConfigError, WorkbenchError
 
 SCHEDULES = ("linear", "cosine", "constant")
 TRAINERS = ("transformers", "trl")
+OPTIMIZERS = ("adamw", "adamw_8bit")
 _FREE = ("eval_every", "save_every", "save_total_limit", "log_every")
 _AT_LEAST_ONE = ("steps", "epochs", "batch_size", "gradient_accumulation_steps", "max_length", *_FREE)
 
@@ -40,6 +42,7 @@ class TrainSettings:
         too_long: `error` refuses data with longer examples, `drop` leaves those out and names them.
         bf16: Compute in bfloat16 (autocast); None does so where the model's weights are bfloat16.
         gradient_checkpointing: Recompute activations in the backward pass (non-reentrant) to save memory.
+        optimizer: `adamw`, or `adamw_8bit`, whose state takes about a quarter of the bytes (bitsandbytes, on a GPU).
         trainer: `transformers` (its Trainer) or `trl` (SFTTrainer); both see the same labels.
         eval_every: Steps between two evaluations; None makes about ten in a stage.
         save_every: Steps between two checkpoints; None makes about ten in a stage.
@@ -64,6 +67,7 @@ class TrainSettings:
     too_long: str = "error"
     bf16: bool | None = None
     gradient_checkpointing: bool = False
+    optimizer: str = "adamw"
     trainer: str = "transformers"
     eval_every: int | None = None
     save_every: int | None = None
@@ -86,13 +90,16 @@ class TrainSettings:
                 f"warmup={self.warmup}, weight_decay={self.weight_decay}: the first is a share of the steps, at least "
                 "0 and below 1; the second is at least 0"
             )
-        for name, known in (("schedule", SCHEDULES), ("trainer", TRAINERS), ("too_long", ("error", "drop"))):
+        words = {"schedule": SCHEDULES, "trainer": TRAINERS, "optimizer": OPTIMIZERS, "too_long": ("error", "drop")}
+        for name, known in words.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}")
 
     def identity(self) -> dict[str, Any]:
         """Return what the resulting weights depend on."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _FREE}
+        # Runs from before there was a choice of optimiser go on.
+        usual = ("optimizer",) if self.optimizer == "adamw" else ()
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*_FREE, *usual)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,10 +129,16 @@ def make_settings(values: Mapping[str, Any]) -> TrainSettings:
     """Return settings from keyword arguments.
 
     Raises:
-        ConfigError: There is no such setting, or a value is out of range.
+        ConfigError: There is no such setting, a value is out of range, or the optimiser's package is not installed.
     """
     unknown = sorted(set(values) - {f.name for f in fields(TrainSettings)})
     if unknown:
         known = ", ".join(f.name for f in fields(TrainSettings))
         raise ConfigError(f"train has no argument {unknown[0]!r}; its settings are {known}")
-    return TrainSettings(**values)
+    settings = TrainSettings(**values)
+    if settings.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "optimizer='adamw_8bit' needs bitsandbytes, which is not installed: pip install bitsandbytes (on a machine "
+            "with a GPU), or optimizer='adamw'"
+        )
+    return settings
