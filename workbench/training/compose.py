@@ -13,6 +13,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from workbench.adapters.lorahub import Composition, SearchStep, search_weights
 from workbench.adapters.skill_mix import SkillMix
@@ -49,7 +50,8 @@ def compose_skills(
     published is `mix="factor", optimizer="ngopt", faithful_scaling=True`.
 
     Args:
-        model: The plain base that the skills were trained on.
+        model: The plain base that the skills were trained on; an encoder-decoder such as T5 reads the prompt with its
+            encoder.
         tokenizer: Its tokenizer.
         examples: Examples of the task, or rows with their columns, as `load_examples` returns.
         skills: Name to the folder of a LoRA, rsLoRA or AdaLoRA adapter.
@@ -91,7 +93,7 @@ def compose_skills(
     rows: list[Any] = list(encoded.data)
     if not faithful_scaling:  # whose batches weigh alike, whatever is in them
         rows.sort(key=lambda row: len(row["input_ids"]))
-    batches = [_batch(rows[i : i + batch_size], model.device) for i in range(0, len(rows), batch_size)]
+    batches = [_batch(rows[i : i + batch_size], model) for i in range(0, len(rows), batch_size)]
     mixer = SkillMix(open_bank({name: str(folder) for name, folder in skills.items()}, model, strict), mix)
     with evaluating(model), mixer.on(model) as put:
 
@@ -122,13 +124,26 @@ def _draw(examples: list[Any], shots: int | None, seed: int) -> Sequence[Any]:
     return random.Random(seed).sample(examples, shots)
 
 
-def _batch(rows: list[Any], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+def _batch(rows: list[Any], model: Any) -> tuple[dict[str, Tensor], Tensor]:
     """Return the model's inputs, and what the next tokens should be at those places where an answer is read."""
-    batch = {name: tensor.to(device) for name, tensor in collate(rows, pad=0).items()}
+    if model.config.is_encoder_decoder:
+        return _pair(rows, model)
+    batch = {name: tensor.to(model.device) for name, tensor in collate(rows, pad=0).items()}
     following = batch["labels"][:, 1:]
     places = (following != -100).any(0).nonzero()[:, 0]
     read = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "logits_to_keep": places}
     return read, following[:, places]
+
+
+def _pair(rows: list[Any], model: Any) -> tuple[dict[str, Tensor], Tensor]:
+    """Return what an encoder reads, the prompt, with what its decoder reads before each token of the answer."""
+    prompts = [torch.tensor(row["input_ids"][: row["start"]]) for row in rows]
+    answers = [torch.tensor(row["input_ids"][row["start"] :]) for row in rows]
+    ids, labels = pad_sequence(prompts, True), pad_sequence(answers, True, -100)
+    mask = pad_sequence([torch.ones_like(prompt) for prompt in prompts], True)
+    decoded = model.prepare_decoder_input_ids_from_labels(labels)
+    read = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoded}
+    return {name: tensor.to(model.device) for name, tensor in read.items()}, labels.to(model.device)
 
 
 @torch.no_grad()
