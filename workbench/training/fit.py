@@ -73,6 +73,7 @@ def _trainer(run: Any, part: Part, index: int, offset: int, hooks: Hooks, folder
     settings, steps, on_cpu = run.settings, part.steps, run.model.device.type == "cpu"
     trainer_class, arguments = (AnswerTrainer, TrainingArguments) if settings.trainer == "transformers" else trl_parts()
     tenth = max(1, steps // 10)
+    optimizer: Any = {"optim": "adamw_bnb_8bit"} if settings.optimizer == "adamw_8bit" else {}
     args = arguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -83,7 +84,7 @@ def _trainer(run: Any, part: Part, index: int, offset: int, hooks: Hooks, folder
         lr_scheduler_type=settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
         warmup_steps=int(settings.warmup * steps),
         weight_decay=settings.weight_decay,
-        **({"optim": "adamw_bnb_8bit"} if settings.optimizer == "adamw_8bit" else {}),
+        **optimizer,
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed + index,
         bf16=settings.bf16 if settings.bf16 is not None else run.model.dtype is torch.bfloat16,

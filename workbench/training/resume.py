@@ -128,13 +128,14 @@ def full_state(model: torch.nn.Module) -> dict[str, Tensor]:
         return model.state_dict()
     adapted = isinstance(model, PeftModel)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapted)
-    return get_model_state_dict(model, options=options)
+    state: Any = get_model_state_dict(model, options=options)
+    return state
 
 
 def load_state(model: PeftModel, checkpoint: Path) -> None:
     """Bring an adapter back to a checkpoint, bit for bit."""
     saved = load_file(checkpoint / STATE)
-    own = {name.removeprefix("model/"): t for name, t in saved.items() if name.startswith("model/")}
+    own: Any = {name.removeprefix("model/"): t for name, t in saved.items() if name.startswith("model/")}
     if sharded(model):
         set_model_state_dict(model, own, options=StateDictOptions(full_state_dict=True, strict=False))
     else:
