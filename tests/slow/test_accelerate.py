@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState
+from accelerate.utils import DistributedType
 from peft import AdaLoraConfig, LoraConfig
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 UNIT = Path(__file__).parents[1] / "unit"
 sys.path.insert(0, str(UNIT))
@@ -30,7 +32,7 @@ from workbench.adapters import LoraMoeConfig, SkillRouterConfig  # noqa: E402
 from workbench.curriculum.stage import Stage  # noqa: E402
 from workbench.records import Example  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TARGETS = ["q_proj", "v_proj"]
 BATCH, STEPS = 4, 8
@@ -49,7 +51,10 @@ KINDS = {
     "skills_input": lambda folder: SkillRouterConfig(skills=skills(folder), gate="input", initial_weights=0.2),
     "curriculum": lambda _: LoraMoeConfig(**MOE),
 }
-SHARDED = ["lora", "moe", "moe_in_batch"]
+SHARDED = ["lora", "moe", "moe_sequence", "moe_trl"]
+FSDP = (
+    "--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP --fsdp_cpu_ram_efficient_loading false"
+)
 
 
 def examples(stage="", n=24):
@@ -95,8 +100,22 @@ def held(run, curriculum):
     return {"bits": digest.hexdigest(), "state": {name: value for name, value in state.items() if name != "costs"}}
 
 
+def shard_on_cpus():
+    """Have Accelerate keep FSDP for two CPU processes, too: it drops it there without a word and takes DDP."""
+    place = PartialState.set_device
+
+    def set_device(self):
+        place(self)
+        self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.set_device = set_device
+
+
 def main(folder, kinds, die_at):
     torch.set_num_threads(1)
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if fsdp:
+        shard_on_cpus()
     world = PartialState(cpu=True)
 
     def die(row):
@@ -105,28 +124,22 @@ def main(folder, kinds, die_at):
 
     for kind in kinds:
         run, taught = train(kind, folder, world.num_processes, on_log=die)
-        (folder / f"{kind}.{world.process_index}.json").write_text(json.dumps(held(run, taught)))
-    # Each in a folder of its own, where what it writes can be told.
-    train(kinds[-1], folder / f"of-{world.process_index}", world.num_processes)
+        assert fsdp == any(isinstance(tensor, DTensor) for tensor in run.model.parameters())
+        if not fsdp:
+            (folder / f"{kind}.{world.process_index}.json").write_text(json.dumps(held(run, taught)))
+    if not fsdp and len(kinds) > 1:
+        # Each in a folder of its own, where what it writes can be told.
+        train(kinds[-1], folder / f"of-{world.process_index}", world.num_processes)
 
 
-def launch(folder, kinds, *options, die_at=0):
+def launch(folder, kinds, kind="--multi_gpu", die_at=0):
     """Start two processes; `--cpu` would start one, so the launcher of several does it, without a look for devices."""
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-    ]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    rest = "--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
+    command = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", *kind.split(), *rest.split()]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "DIE_AT": str(die_at)}
     return subprocess.run(
-        [*command, *options, __file__, str(folder), *kinds],
-        env=environment, capture_output=True, text=True, cwd=UNIT.parents[1], timeout=500,
+        [*command, __file__, str(folder), *kinds],
+        env=environment, capture_output=True, text=True, cwd=UNIT.parents[1], timeout=900,
     )  # fmt: skip
 
 
@@ -218,6 +231,19 @@ def test_killed_processes_resume_to_the_same_bits(together, tmp_path):
     for name in ("adapter_model.safetensors", "history.jsonl"):
         assert (tmp_path / "curriculum" / name).read_bytes() == (together / "curriculum" / name).read_bytes(), name
     assert (tmp_path / "curriculum.1.json").read_text() == (together / "curriculum.1.json").read_text()
+
+
+def test_shards_learn_what_one_process_does_and_resume(alone, tmp_path):
+    done = launch(tmp_path, SHARDED, FSDP)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for kind in SHARDED:
+        compare(alone[0] / kind, tmp_path / kind)
+    died = launch(tmp_path / "broken", ["moe"], FSDP, die_at=6)
+    assert died.returncode != 0
+    assert not (tmp_path / "broken" / "moe" / "adapter_model.safetensors").exists()
+    done = launch(tmp_path / "broken", ["moe"], FSDP)
+    assert done.returncode == 0, done.stderr[-3000:]
+    compare(tmp_path / "moe", tmp_path / "broken" / "moe")
 
 
 if __name__ == "__main__":
