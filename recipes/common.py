@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from peft import PeftConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -101,14 +102,19 @@ def announce(
             raise SystemExit(f"{error}; or go on with --yes") from error
         say(f"Too little here: {error}.")
     if options.dry_run:
-        place = Path(tempfile.mkdtemp(prefix="dry-run-"))
-        tiny = {one: make_tiny(getattr(options, one), place / one, seed) for seed, one in enumerate(models)}
+        places = [tempfile.mkdtemp(prefix="dry-run-")]
+        broadcast_object_list(places)  # where several processes train, they share the first one's
+        place = Path(places[0])
+        with PartialState().main_process_first():
+            tiny = {one: make_tiny(getattr(options, one), place / one, seed) for seed, one in enumerate(models)}
         vars(options).update(tiny, out=str(place / "out"), steps=2, limit=8, batch_size=2, accumulate=1)
         say(f"Dry run: two steps of random tiny models, in {place}.")
 
 
 def make_tiny(name: str, folder: Path, seed: int) -> str:
     """Write a random model of the same architecture with two narrow layers, beside the same tokenizer."""
+    if folder.exists():
+        return str(folder)
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     for key, value in TINY.items():
         if hasattr(config, key):

@@ -3,8 +3,8 @@ r"""LoraHub (arXiv 2307.13269): compose LoRA modules of FLAN-T5-large for a new 
     python recipes/lorahub.py --model google/flan-t5-large --out runs/lorahub --modules modules/*  \
         --task pubmedqa=pubmedqa.json --test pubmedqa=pubmedqa_test.json
 
-A module is the folder of a PEFT LoRA adapter with safetensors. `--train NAME=PATH ...` trains one on each file first,
-as the paper did (rank 16, alpha 32, learning rate 2e-4). The weights are searched as published: factors are mixed, NGOpt,
+A module is the folder of a PEFT LoRA adapter (safetensors). `--train NAME=PATH ...` trains one on each file first, as
+the paper did (rank 16, alpha 32, learning rate 2e-4). The weights are searched as published: factors are mixed, NGOpt,
 bounds +-1.5, 40 candidates, 5 examples, penalty 0.05, and at most 20 modules drawn at random.
 
 An encoder-decoder is opened by transformers here, since `wb.load_model` and `wb.train` are for models that continue
