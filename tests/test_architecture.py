@@ -45,7 +45,7 @@ PACKAGES = {
 }
 SCREEN = {"plotly", "ipywidgets", "anywidget", "gradio", "traitlets", "IPython"}
 SOURCES = sorted(LIBRARY.rglob("*.py"))
-OUTSIDE_VIEWS_LINES, ALL_LINES, FILE_LINES = 11_000, 17_500, 400
+OUTSIDE_VIEWS_LINES, ALL_LINES, FILE_LINES = 12_300, 18_700, 400
 
 
 def room_of(path: Path) -> str:
