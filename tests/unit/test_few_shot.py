@@ -158,14 +158,16 @@ def test_tables_that_cannot_be_paired_are_refused():
         shots_difference(table, ("a", 16), ("b", 256))
     with pytest.raises(ConfigError, match=r"a task that a seed lacks \(letter, note\)"):
         shots_table(table.iloc[1:])
-    with pytest.raises(ConfigError, match=r"\('a', 64\) has the seeds \[1, 2\], \('b', 256\) \[0, 1, 2\]"):
+    with pytest.raises(ConfigError, match=r"\('a', 64\) has seeds \[1, 2\] .*, \('b', 256\) seeds \[0, 1, 2\]"):
         shots_difference(table.query("parent != 'a' or seed > 0"), ("a", 64), ("b", 256))
+    with pytest.raises(ConfigError, match=r"tasks \['note'\], .*tasks \['letter', 'note'\]; pairs need the same"):
+        shots_difference(table.query("parent != 'a' or task == 'note'"), ("a", 64), ("b", 256))
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"ks": (0, -1)}, ConfigError, r"ks=\[0, -1\]: numbers of shots, at least one, each once and at least 0"),
+        ({"ks": (0, -1)}, ConfigError, r"ks=\[0, -1\].*numbers of shots are at least 0, each once"),
         ({"ks": (2, 2)}, ConfigError, "each once"),
         ({"ks": (7,), "steps": 1}, DataError, "7 shots are asked for and 'note' has 6 training rows; ask for fewer"),
         ({"ks": (2, 3)}, ConfigError, r"steps has \[2, 4\] and nothing for 3; name each, or give one number"),
@@ -173,6 +175,7 @@ def test_tables_that_cannot_be_paired_are_refused():
         ({"lr": -1.0}, ConfigError, "lr=-1.0"),
         ({"batchsize": 2}, ConfigError, "train has no argument 'batchsize'"),
         ({"seeds": 0}, ConfigError, r"seeds=\[\]: give at least one of each"),
+        ({"tasks": {}}, ConfigError, r"tasks=\[\], .*give at least one of each"),
         ({"metrics": ("rouge",)}, ConfigError, "metric 'rouge' is not known"),
         ({"split": "dev"}, ConfigError, "task 'note' has no example"),
     ],
@@ -180,7 +183,7 @@ def test_tables_that_cannot_be_paired_are_refused():
 def test_bad_input_is_refused_before_anything_is_trained(parents, monkeypatch, arguments, error, message):
     monkeypatch.setattr("workbench.search.few_shot.run_cells", lambda *_, **__: pytest.fail("work was begun"))
     with pytest.raises(error, match=message):
-        few_shot(parents, TASKS, **{"ks": (0, 2, 4), **COMMON, **arguments})
+        few_shot(parents, **{"tasks": TASKS, "ks": (0, 2, 4), **COMMON, **arguments})
 
 
 def test_a_cell_that_fails_is_named_and_earlier_rows_stay(parents, tmp_path):

@@ -61,5 +61,5 @@ def test_other_tables_and_too_many_lines_are_refused():
         FewShotPlot(pd.DataFrame({"ratio": [0.1]}))
     with pytest.raises(ConfigError, match=r"scores=\['rouge_l'\] are asked for"):
         FewShotPlot(table(), ["rouge_l"])
-    with pytest.raises(ConfigError, match="5 parents and 2 scores; one picture holds up to 4 parents"):
+    with pytest.raises(ConfigError, match="5 parents and 2 scores; a picture holds up to 4 and 2"):
         FewShotPlot(table(parents="abcde"))

@@ -45,26 +45,16 @@ def few_shot(
     parents: Mapping[str, Parent],
     tasks: Sequence[str] | Mapping[str, Rows] = GENERATION,
     *,
-    ks: Sequence[int] = (0, 16, 64, 256),
-    seeds: int | Sequence[int] = 5,
+    ks: Sequence[int] = (0, 16, 64, 256), seeds: int | Sequence[int] = 5,
     keep: Sequence[str] | Mapping[str, Rows] = ("instruction",),
     metrics: Sequence[str] = METRIC_PARTS,
-    split: str = "validation",
-    limit: int | None = None,
-    keep_limit: int | None = None,
-    steps: int | Mapping[int, int] = 32,
-    lr: float | Mapping[tuple[str, int], float] = 3e-3,
-    adapter: PeftConfig | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    on_long: str = "error",
-    store: str | Path | None = None,
-    executor: str = "local",
-    resources: Mapping[str, Any] | None = None,
-    progress: bool = True,
-    stop: Event | None = None,
+    split: str = "validation", limit: int | None = None, keep_limit: int | None = None, on_long: str = "error",
+    steps: int | Mapping[int, int] = 32, lr: float | Mapping[tuple[str, int], float] = 3e-3,
+    adapter: PeftConfig | None = None, device: str | None = None, dtype: str | None = None,
+    store: str | Path | None = None, executor: str = "local", resources: Mapping[str, Any] | None = None,
+    progress: bool = True, stop: Event | None = None,
     **settings: Any,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Fine-tune each parent on k shots of each task, and score the task and what the parent could do before.
 
     A cell is one parent, task, k and seed: one fresh adapter, trained on k of the task's training rows and then scored.
@@ -100,7 +90,7 @@ def few_shot(
 
     Returns:
         One row for each cell: `parent`, `task`, `k`, `seed`, `steps`, `lr`, `tokens` read in training, `train_s`,
-        `cpu_s` of the whole cell in this process, and each metric and kept task, 0 to 1.
+        `cpu_s` of the whole cell, and each metric and kept task, 0 to 1.
 
     Raises:
         ConfigError: An argument is out of range or unknown, a task is empty, or a learning rate or number of steps is
@@ -113,42 +103,35 @@ def few_shot(
     Source: arXiv 2604.01538 compares a merge after 64 shots with baselines after 256. Our reading: one LoRA for each
     task, nested draws, seeds, and the score on instructions before and after.
     """
-    ks, seeds = _ks(ks), list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not parents or not seeds:
-        raise ConfigError(f"parents={list(parents)}, seeds={seeds}: give at least one of each")
-    scored = [replace(task, metric=known_metric(metrics[0])) for task in _tasks(tasks, split, limit)]
+    seeds = range(seeds) if isinstance(seeds, int) else seeds
+    if not (parents and tasks and seeds and ks) or min(ks) < 0 or len({*ks}) < len(ks):
+        raise ConfigError(
+            f"parents={list(parents)}, tasks={list(tasks)}, ks={list(ks)}, seeds={list(seeds)}: give at least one of "
+            "each; numbers of shots are at least 0, each once"
+        )
+    held = _rows(tasks)
+    scored = [replace(task, metric=known_metric(metrics[0])) for task in _tasks(held, split, limit)]
     protocol = _Protocol(
-        parents=dict(parents),
-        shots={task.name: _training_rows(tasks, task.name, max(ks)) for task in scored},
-        tasks={task.name: task for task in scored},
-        keep=_tasks(keep, split, keep_limit),
-        metrics=tuple(known_metric(metric) for metric in metrics),
+        parents=dict(parents), tasks={task.name: task for task in scored}, keep=_tasks(_rows(keep), split, keep_limit),
+        shots={name: [row for row in rows if row.split == "train"] for name, rows in held.items()},
+        metrics=tuple(known_metric(metric) for metric in metrics), settings=settings, on_long=on_long,
         adapter=adapter or LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"),
-        settings=settings,
         opening={"device": device, "dtype": dtype},
-        on_long=on_long,
-    )
+    )  # fmt: skip
+    for rows in protocol.shots.values():
+        draw_shots(rows, max(ks), 0)
     cells = [
-        _Cell(parent=parent, task=task.name, k=k, seed=seed, **_pace(parent, k, steps, lr, settings))
-        for seed in seeds
-        for k in ks
-        for parent in parents
-        for task in scored
-        if k or seed == seeds[0]
-    ]
-    cells = [cell if cell.k else replace(cell, seed=0) for cell in cells]
-    keys, rows = protocol.keys(cells), RowStore(store)
-    missing = [(key, cell) for key, cell in zip(keys, cells) if key not in rows]
+        _Cell(parent=parent, task=task.name, k=k, seed=seed if k else 0, **_pace(parent, k, steps, lr, settings))
+        for seed in seeds for k in sorted(ks) for parent in parents for task in scored if k or seed == seeds[0]
+    ]  # fmt: skip
+    keys, found = protocol.keys(cells), RowStore(store)
+    missing = [(key, cell) for key, cell in zip(keys, cells) if key not in found]
     run_cells(
-        partial(_run, protocol),
-        [cell for _, cell in missing],
-        executor=executor,
-        resources=resources,
-        on_result=lambda place, row: rows.add(missing[place][0], row, {"split": split, "limit": limit}),
-        progress=progress,
-        stop=stop,
-    )
-    return pd.DataFrame([rows[key] for key in keys])
+        partial(_run, protocol), [cell for _, cell in missing],
+        executor=executor, resources=resources, progress=progress, stop=stop,
+        on_result=lambda place, row: found.add(missing[place][0], row, {"split": split, "limit": limit}),
+    )  # fmt: skip
+    return pd.DataFrame([found[key] for key in keys])
 
 
 def shots_table(rows: pd.DataFrame, scores: Sequence[str] = ("composite", "instruction")) -> pd.DataFrame:
@@ -169,7 +152,7 @@ def shots_table(rows: pd.DataFrame, scores: Sequence[str] = ("composite", "instr
     for parent, k in dict.fromkeys(zip(rows["parent"], rows["k"])):
         row: dict[str, Any] = {"parent": parent, "k": int(k)}
         for name in scores:
-            values = _by_seed(rows, (parent, k), name)
+            values = _by_seed(rows, (parent, k), name).mean(axis=1)
             found = over_seeds([*values]) if len(values) > 1 else None
             row |= {"n": len(values), name: float(values.mean())}
             row |= {f"{name}_{end}": float(getattr(found, end, "nan")) for end in ("low", "high")}
@@ -189,14 +172,15 @@ def shots_difference(
         name: The score.
 
     Raises:
-        ConfigError: A column, parent or k is missing, the seeds differ, or there are fewer than two.
+        ConfigError: A column, parent or k is missing, seeds or tasks differ, or there are fewer than two seeds.
     """
     mine, theirs = (_by_seed(rows, place, name) for place in (first, second))
     if not second[1]:
-        theirs = pd.Series(theirs.iloc[0], index=mine.index)
-    if {*mine.index} != {*theirs.index}:
-        raise ConfigError(f"{first} has the seeds {[*mine.index]}, {second} {[*theirs.index]}; pairs need the same")
-    return over_seeds([*(mine - theirs)])
+        theirs = pd.DataFrame([theirs.iloc[0]] * len(mine), index=mine.index)
+    if {*mine.index} != {*theirs.index} or {*mine.columns} != {*theirs.columns}:
+        about = [f"seeds {[*found.index]} and tasks {[*found.columns]}" for found in (mine, theirs)]
+        raise ConfigError(f"{first} has {about[0]}, {second} {about[1]}; pairs need the same")
+    return over_seeds([*(mine - theirs).mean(axis=1)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +214,7 @@ class _Protocol:
         weights = {name: _fingerprint(parent) for name, parent in self.parents.items()}
         named = {*self.metrics, *(task.metric for task in self.keep)}
         versions = {name: METRICS[name].version for name in sorted(named)}
-        common = [versions, self.metrics, self.opening["dtype"], self.on_long, _told(self.keep)]
+        common = [versions, self.metrics, self.opening, self.on_long, _told(self.keep)]
         trained = [self.adapter.to_dict(), self.settings]
         told = {name: [_told([task]), [row.to_dict() for row in self.shots[name]]] for name, task in self.tasks.items()}
         parts = {name: _digest([common, trained, value]) for name, value in told.items()}
@@ -278,65 +262,49 @@ def draw_shots(rows: Sequence[Example], k: int, seed: int) -> list[Example]:
     return random.Random(f"shots/{seed}").sample(rows, len(rows))[:k]
 
 
-def _ks(ks: Sequence[int]) -> list[int]:
-    if not ks or min(ks) < 0 or len({*ks}) < len(ks):
-        raise ConfigError(f"ks={list(ks)}: numbers of shots, at least one, each once and at least 0")
-    return sorted(ks)
-
-
 def _pace(parent: str, k: int, steps: Any, lr: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the steps and the learning rate of a cell, checked together with the other settings of `train`."""
     if not k:
         return {"steps": 0, "lr": 0.0}
+    pace = {}
     for name, value, place in (("steps", steps, k), ("lr", lr, (parent, k))):
         if isinstance(value, Mapping) and place not in value:
             raise ConfigError(f"{name} has {list(value)} and nothing for {place!r}; name each, or give one number")
-    pace = {
-        "steps": steps[k] if isinstance(steps, Mapping) else steps,
-        "lr": lr[parent, k] if isinstance(lr, Mapping) else lr,
-    }
+        pace[name] = value[place] if isinstance(value, Mapping) else value
     make_settings({**settings, **pace})
     return pace
 
 
-def _tasks(tasks: Sequence[str] | Mapping[str, Rows], split: str, limit: int | None) -> tuple[Task, ...]:
-    if not isinstance(tasks, Mapping):
-        return resolve("classroom", split=split, tasks=tasks, limit=limit) if tasks else ()
-    chosen = {name: [row for row in records(rows) if row.split == split] for name, rows in tasks.items()}
-    return resolve(chosen, split=split, limit=limit) if tasks else ()
+def _rows(tasks: Sequence[str] | Mapping[str, Rows]) -> dict[str, list[Example]]:
+    named: Any = tasks if isinstance(tasks, Mapping) else {name: load_examples(f"classroom/{name}") for name in tasks}
+    return {name: records(rows) for name, rows in named.items()}
 
 
-def _training_rows(tasks: Sequence[str] | Mapping[str, Rows], name: str, most: int) -> list[Example]:
-    rows: Any = tasks[name] if isinstance(tasks, Mapping) else load_examples(f"classroom/{name}")
-    found = [row for row in records(rows) if row.split == "train"]
-    draw_shots(found, most, 0)
+def _tasks(held: Mapping[str, list[Example]], split: str, limit: int | None) -> tuple[Task, ...]:
+    chosen = {name: [row for row in rows if row.split == split] for name, rows in held.items()}
+    return resolve(chosen, split=split, limit=limit) if chosen else ()
+
+
+def _by_seed(rows: pd.DataFrame, place: tuple[str, int], name: str) -> pd.DataFrame:
+    """Return a score with a row for each seed and a column for each task."""
+    if name not in rows.columns:
+        raise ConfigError(f"the table has no column {name!r}; it has {', '.join(rows.columns)}")
+    chosen = rows[(rows["parent"] == place[0]) & (rows["k"] == place[1])]
+    found = chosen.pivot(index="seed", columns="task", values=name)
+    if found.empty or found.isna().any(axis=None):
+        lacks = "no row" if found.empty else f"a task that a seed lacks ({', '.join(found.columns)})"
+        raise ConfigError(f"{place[0]!r} at k={place[1]} has {lacks}; a mean needs the same tasks for each seed")
     return found
 
 
-def _by_seed(rows: pd.DataFrame, place: tuple[str, int], name: str) -> pd.Series:
-    """Return a score's mean over tasks for each seed."""
-    if name not in rows.columns:
-        raise ConfigError(f"the table has no column {name!r}; it has {', '.join(rows.columns)}")
-    found = rows[(rows["parent"] == place[0]) & (rows["k"] == place[1])].pivot(
-        index="seed", columns="task", values=name
-    )
-    if found.empty or found.isna().any(axis=None):
-        missing = "no row" if found.empty else f"a task that a seed lacks ({', '.join(found.columns)})"
-        raise ConfigError(
-            f"{place[0]!r} at k={place[1]} has {missing}; a mean over tasks needs the same ones each time"
-        )
-    return found.mean(axis=1)
-
-
-def _fingerprint(parent: Parent) -> list[str]:
+def _fingerprint(parent: Any) -> list[str]:
     """Digest the files of a parent's weights: they may be made anew under their old name."""
-    recipe = parent if isinstance(parent, MergeRecipe) else None
-    names = [parent] if recipe is None else [*recipe.parents, *([recipe.base] if recipe.base else [])]
-    found = [] if recipe is None else [recipe.to_json()]
-    for name in names:
-        folder = adapter_folder(name)  # pyright: ignore[reportArgumentType]
+    merged = isinstance(parent, MergeRecipe)
+    found = [parent.to_json()] if merged else []
+    for name in filter(None, [*parent.parents, parent.base] if merged else [parent]):
+        folder = adapter_folder(name)
         if not (folder / "adapter_config.json").is_file():
-            folder = open_folder(name)[0]  # pyright: ignore[reportArgumentType]
+            folder = open_folder(name)[0]
         for path in sorted(folder.glob("*.safetensors")):
             with path.open("rb") as file:
                 found.append(hashlib.file_digest(file, "blake2b").hexdigest())

@@ -33,27 +33,22 @@ class FewShotPlot(SweepPlot):
         known = [name.removesuffix("_low") for name in table.columns if name.endswith("_low")]
         names = list(known[:2] if scores is None else scores)
         if table.empty or not {"parent", "k", "n"} <= {*table.columns} or not names or not {*names} <= {*known}:
-            raise ConfigError(
-                f"the table has the columns {list(table.columns)} and scores={names} are asked for; pass what "
-                "shots_table returned, and some of its scores"
-            )
-        rows: list[dict[str, Any]] = sorted(table.to_dict("records"), key=lambda row: row["k"])  # pyright: ignore[reportAssignmentType]
-        parents = list(dict.fromkeys(table["parent"]))
+            have = f"the table has the columns {list(table.columns)} and scores={names} are asked for"
+            raise ConfigError(f"{have}; pass what shots_table returned, and some of its scores")
+        parents, rows = list(dict.fromkeys(table["parent"])), table.to_dict("records")
         if len(parents) > len(SYMBOLS) or len(names) > 2:
-            raise ConfigError(
-                f"{len(parents)} parents and {len(names)} scores; one picture holds up to {len(SYMBOLS)} parents and "
-                "2 scores, so draw several"
-            )
+            have = f"{len(parents)} parents and {len(names)} scores"
+            raise ConfigError(f"{have}; a picture holds up to {len(SYMBOLS)} and 2: draw several")
         figure = make_subplots(cols=len(names), shared_xaxes=True, horizontal_spacing=0.1)
         for column, name in enumerate(names, start=1):
             for i, parent in enumerate(parents):
-                mine = [row for row in rows if row["parent"] == parent]
+                mine = sorted((row for row in rows if row["parent"] == parent), key=lambda row: row["k"])
                 figure.add_trace(_line(mine, name, parent, i, legend=column == 1), row=1, col=column)
         seeds = sorted({row["n"] for row in rows if row["k"]}) or [1]
         about = f"means over tasks; n = {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds"
         finish(figure, "Scores against the number of shots", about, "shots k", " ")
         ks = sorted({row["k"] for row in rows})
-        figure.update_xaxes(tickvals=[_place(k) for k in ks], ticktext=[str(k) for k in ks])
+        figure.update_xaxes(tickvals=[math.log2(1 + k) for k in ks], ticktext=[str(k) for k in ks])
         for column, name in enumerate(names, start=1):
             figure.update_yaxes(title=f"{name.replace('_', ' ')} (0 to 1)", col=column)
         reading = (
@@ -61,36 +56,23 @@ class FewShotPlot(SweepPlot):
             "parent as it is, measured once. Bars are 95 % t-intervals over seeds. A line that stays above another at "
             "fewer shots learns faster; where the line of a kept score falls, fine-tuning made the parent forget."
         )
-        super().__init__(figure, picture="", table=_table(table.to_dict("records"), names), reading=reading)
-
-
-def _place(k: float) -> float:
-    return math.log2(1 + k)
+        super().__init__(figure, picture="", table=_table(rows, names), reading=reading)
 
 
 def _line(rows: Sequence[dict[str, Any]], name: str, parent: str, i: int, *, legend: bool) -> go.Scatter:
     ends = [(row[f"{name}_low"], row[name], row[f"{name}_high"]) for row in rows]
+    bars = {
+        "array": [0 if math.isnan(high) else high - value for _, value, high in ends],
+        "arrayminus": [0 if math.isnan(low) else value - low for low, value, _ in ends],
+    }
     return go.Scatter(
-        x=[_place(row["k"]) for row in rows],
-        y=[row[name] for row in rows],
+        x=[math.log2(1 + row["k"]) for row in rows], y=[value for _, value, _ in ends], mode="lines+markers",
         # Else a parent's name could be read as markup.
-        name=html.escape(parent),
-        legendgroup=parent,
-        showlegend=legend,
-        mode="lines+markers",
-        line={"color": COLOURS[i], "dash": DASHES[i], "width": 2.2},
-        marker={"symbol": SYMBOLS[i], "size": 8},
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [0 if math.isnan(high) else high - value for _, value, high in ends],
-            "arrayminus": [0 if math.isnan(low) else value - low for low, value, _ in ends],
-            "thickness": 1.2,
-            "width": 4,
-        },
-        customdata=[_text(row, name) for row in rows],
-        hovertemplate="%{customdata}",
-    )
+        name=html.escape(parent), legendgroup=parent, showlegend=legend,
+        line={"color": COLOURS[i], "dash": DASHES[i], "width": 2.2}, marker={"symbol": SYMBOLS[i], "size": 8},
+        error_y={"type": "data", "symmetric": False, "thickness": 1.2, "width": 4, **bars},
+        customdata=[_text(row, name) for row in rows], hovertemplate="%{customdata}",
+    )  # fmt: skip
 
 
 def _text(row: dict[str, Any], name: str) -> str:
