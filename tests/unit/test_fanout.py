@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -106,6 +107,28 @@ def test_without_ray_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"not installed. Run `pip install 'workbench\[cluster\]'`"):
         quiet(square, [1], executor="ray")
+
+
+@pytest.mark.parametrize(
+    ("needs", "told"),
+    [
+        ({}, False),
+        ({"num_gpus": 1}, True),  # the node with one is dead
+        ({"num_cpus": 4}, False),
+        ({"num_cpus": 5}, True),  # no one node has them, though both together do
+        ({"resources": {"disk": 1}}, False),
+        ({"num_cpus": 4, "resources": {"disk": 1}}, True),
+    ],
+)
+def test_cells_that_no_live_node_can_hold_are_told_of(needs, told, recwarn):
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 4.0}},
+        {"Alive": True, "Resources": {"CPU": 1.0, "disk": 1.0}},
+        {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 1.0}},
+    ]
+    assert fanout._tell_homeless(SimpleNamespace(nodes=lambda: nodes), needs) is told
+    messages = [str(warning.message) for warning in recwarn]
+    assert [message.startswith("no node of the Ray cluster has ") for message in messages] == [True] * told
 
 
 def test_the_bar_counts_cells(capsys):

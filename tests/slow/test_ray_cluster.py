@@ -1,0 +1,180 @@
+"""Two Ray nodes on this machine, one of which is killed in mid-run: the same table as in process, nothing twice."""
+
+import functools
+import importlib.util
+import os
+import sqlite3
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from workbench import fanout
+from workbench.errors import WorkbenchWarning
+from workbench.fanout import CellError, CellsStopped, run_cells
+
+# What a cell imports, every worker must: heavy things are imported where they are needed.
+UNIT = Path(__file__).parents[1] / "unit"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed"),
+]
+
+quiet = functools.partial(run_cells, progress=False, executor="ray")
+
+
+def where():
+    import ray
+
+    return ray.get_runtime_context().get_node_id()
+
+
+def mark(folder, number):
+    """Leave a trace of having begun."""
+    Path(folder, f"{number}-{where()}-{time.monotonic_ns()}").touch()
+
+
+def slow(cell):
+    """Compute for a second; half of the results are too large to travel with the answer and stay on their node."""
+    folder, number = cell
+    if folder:
+        mark(folder, number)
+        time.sleep(1.0)
+    return {"number": number, "square": number**2, "text": "x" * (number % 2) * 300_000}
+
+
+def placed(cell):
+    time.sleep(0.3)
+    return where(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def endless(folder):
+    mark(folder, 0)
+    time.sleep(600)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Start a head with one CPU, on 127.0.0.1 alone; what is asked there goes the way of RAY_ADDRESS."""
+    before = dict(os.environ)
+    os.environ |= fanout._OWN_RAY | {"RAY_AUTH_MODE": "disabled"}
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", include_dashboard=False, include_log_monitor=False)
+    os.environ["RAY_ADDRESS"] = cluster.address
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+        os.environ.clear()
+        os.environ |= before
+
+
+@pytest.fixture
+def second(cluster):
+    """Add a node with two CPUs and a make-believe GPU, for one test."""
+    node = cluster.add_node(num_cpus=2, num_gpus=1, node_ip_address="127.0.0.1")
+    yield node
+    if node in cluster.worker_nodes:
+        cluster.remove_node(node)
+
+
+def begun(folder, node):
+    """Count the traces that a node has left, by cell."""
+    names = [path.name.split("-") for path in Path(folder).iterdir()]
+    return [int(number) for number, place, _ in names if place == node.node_id]
+
+
+def kill(cluster, node):
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def kill_when(cluster, node, ready):
+    """Kill a node as soon as something is so, from a thread."""
+
+    def watch():
+        while not ready():
+            time.sleep(0.05)
+        kill(cluster, node)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_killed_node_loses_and_doubles_nothing(cluster, second, tmp_path):
+    cells = [(str(tmp_path), number) for number in range(12)]
+    seen = []
+
+    def keep(place, row):
+        seen.append(place)
+        if len(seen) == 4:
+            kill(cluster, second)
+
+    start = time.monotonic()
+    rows = quiet(slow, cells, on_result=keep)
+    took = time.monotonic() - start
+    assert rows == [slow((None, number)) for _, number in cells]
+    assert sorted(seen) == list(range(12))
+    assert begun(tmp_path, second), "the second node had no cell"
+    traces = [int(path.name.split("-")[0]) for path in tmp_path.iterdir()]
+    again = {number for number in traces if traces.count(number) > 1}
+    assert again, "no cell ran when the node was killed"
+    assert again <= set(begun(tmp_path, second))
+    # Twelve cells of a second on what is left, and the time until the death is seen.
+    print(f"\n{len(again)} cells ran again; {took:.1f} s in all")
+
+
+def test_a_sweep_on_the_cluster_is_the_sweep_in_process(cluster, second, tmp_path):
+    sys.path.insert(0, str(UNIT))
+    import pandas as pd
+    from pico_language import byte_tokenizer, pico
+
+    from workbench.evaluation import Task
+    from workbench.merging.recipe import MergeRecipe
+    from workbench.records import Example
+    from workbench.search.sweep import sweep
+
+    for seed, name in enumerate(("general", "clinical")):
+        pico(seed=seed).save_pretrained(tmp_path / name)
+        byte_tokenizer(chat=True).save_pretrained(tmp_path / name)
+    recipe = MergeRecipe(parents=[str(tmp_path / "general"), str(tmp_path / "clinical")])
+    rows = [Example(id=f"e{i}", skill="s", query=f"q {i}", answer="a", choices=("a", "b", "c")) for i in range(12)]
+    options = {"ratios": 6, "suite": [Task(name="exam", group="exams", examples=rows)], "progress": False}
+    store = tmp_path / "rows.sqlite"
+    watcher = kill_when(cluster, second, store.exists)
+    front = sweep(recipe, **options, store=store, executor="ray")
+    watcher.join()
+    pd.testing.assert_frame_equal(front, sweep(recipe, **options))
+    with sqlite3.connect(store) as file:
+        assert file.execute("SELECT count(*) FROM rows").fetchone() == (6,)
+
+
+def test_cells_run_where_their_gpu_is(cluster, second):
+    found = quiet(placed, range(4), resources={"num_gpus": 1})
+    assert set(found) == {(second.node_id, "0")}
+
+
+def test_a_node_that_dies_with_every_attempt_is_a_failed_cell_of_ours(cluster, second, tmp_path, monkeypatch):
+    monkeypatch.setattr(fanout, "_RETRIES", 0)
+    watcher = kill_when(cluster, second, lambda: begun(tmp_path, second))
+    with pytest.raises(CellError, match=r"Cell 0 \(.*\) failed: \w+: .*Mend the function or the cell, and run again"):
+        quiet(endless, [str(tmp_path)], resources={"num_gpus": 1})
+    watcher.join()
+
+
+def test_cells_that_no_node_can_hold_any_more_wait_and_say_so(cluster, second, tmp_path, monkeypatch):
+    monkeypatch.setattr(fanout, "_LOOK_S", 1.0)
+    watcher, stop = kill_when(cluster, second, lambda: begun(tmp_path, second)), threading.Event()
+    threading.Timer(60, stop.set).start()
+    with (
+        pytest.warns(WorkbenchWarning, match=r"no node of the Ray cluster has num_gpus=1 .* wait until one joins"),
+        pytest.raises(CellsStopped),
+    ):
+        quiet(endless, [str(tmp_path)], resources={"num_gpus": 1}, stop=stop)
+    watcher.join()
