@@ -207,7 +207,7 @@ CLAIMS = (
     ),
     Claim(
         stated="counters forgetting", table="few_shot_effect", **_MERGE,
-        measure=few_shot("instruction_after", ("merged", 64), ("clinical", 256)),
+        measure=few_shot("instruction", ("merged", 64), ("clinical", 256)),
         setting="merged at 64 shots minus clinical at 256, instructions followed after tuning",
     ),
     Claim(
