@@ -10,6 +10,7 @@ rank, alpha, learning rate and warm-up are those of MaLP (arXiv 2309.11696), whi
 from collections.abc import Sequence
 
 import common
+import sizing
 from accelerate import PartialState
 from peft import LoraConfig
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     adapter = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     # Consistency reads rehearsed examples once more, without a gradient.
-    common.announce(options, ["model"], adapter, steps=options.steps * len(STAGES))
+    sizing.announce(options, ["model"], adapter, steps=options.steps * len(STAGES))
     stages = [
         Stage(name=name, data=common.examples(options, getattr(options, name)), steps=options.steps) for name in STAGES
     ]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import sizing
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--most", type=int, default=20, help="modules to draw")
     options = parser.parse_args(arguments)
     adapter = LoraConfig(r=16, lora_alpha=32, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM")
-    common.announce(options, ["model"], adapter, steps=options.steps * len(options.train))
+    sizing.announce(options, ["model"], adapter, steps=options.steps * len(options.train))
     if options.dry_run:
         options.budget, options.modules = 3, []  # given modules fit the full model only
     folders = [Path(folder) for folder in options.modules]

@@ -12,6 +12,7 @@ sets and ranks of the paper are not public to us; the ranks here are AdaLoRA's d
 from collections.abc import Sequence
 
 import common
+import sizing
 from peft import AdaLoraConfig, get_peft_model
 
 import workbench as wb
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pairs = [spec.partition("=")[::2] for spec in options.skills]
     ranks = {"init_r": 12, "target_r": 8, "total_step": options.steps}
     adapter = AdaLoraConfig(**ranks, target_modules="all-linear", task_type="CAUSAL_LM")
-    common.announce(options, ["model"], adapter, steps=options.steps * (len(pairs) + (options.shots is None)))
+    sizing.announce(options, ["model"], adapter, steps=options.steps * (len(pairs) + (options.shots is None)))
     adapter.tinit, adapter.tfinal = options.steps // 10, 2 * options.steps // 5
     shared = {key: value for key, value in common.settings(options).items() if key not in ("batch_size", "lr")}
     skills = wb.train_skills(

@@ -10,6 +10,7 @@ Several GPUs: `accelerate launch recipes/sparse_doctor.py ...`. Experts, ranks a
 from collections.abc import Sequence
 
 import common
+import sizing
 
 import workbench as wb
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    common.announce(options, ["model"], adapter, steps=options.steps)
+    sizing.announce(options, ["model"], adapter, steps=options.steps)
     rows = common.examples(options, options.train)
     model, tokenizer = common.load(options, options.model)
     run = wb.train(

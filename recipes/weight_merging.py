@@ -15,6 +15,7 @@ from pathlib import Path
 
 import common
 import pandas as pd
+import sizing
 from peft import LoraConfig
 
 import workbench as wb
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     cells = len(options.few_shot) * len(options.shots) * options.seeds * (len(PARENTS) + 1)
     # While ratios are scored, both parents and the merge are held; the export needs one model's room on the disk.
-    common.announce(options, PARENTS, adapter, steps=options.steps * cells, parents=2)
+    sizing.announce(options, PARENTS, adapter, steps=options.steps * cells, parents=2)
     if options.dry_run:
         options.ratios, options.seeds, options.shots = 2, 1, [0, 2]
     out = Path(options.out)
