@@ -247,7 +247,7 @@ CLAIMS = (
     Claim(
         stated="close to in-context learning (34.7 against 37.3)", **_HUB | {"aim": -2.6},
         measure=skills(HUB, ("in context", 5), "unseen task"),
-        setting="LoraHub as published minus five examples in context, unseen tasks",
+        setting="LoraHub as published minus five examples in context, which harm a base this small; unseen tasks",
     ),
     Claim(
         stated="a fraction of the tokens (112 against 598)", measure=tokens_spared,
