@@ -132,6 +132,13 @@ def test_adalora_ranks_shrink_to_the_target(tmp_path):
     assert ADAPTERS["adalora"].total_step == 99, "the caller's configuration is left as it is"
 
 
+def test_adalora_does_not_train_its_rank_over_a_bfloat16_base(tmp_path):
+    done = run(tmp_path, adapter="adalora", model=pico().to(torch.bfloat16))
+    ranks = {name: tensor for name, tensor in done.model.named_parameters() if "ranknum" in name}
+    assert ranks
+    assert all(tensor.item() == int(tensor.item()) and not tensor.requires_grad for tensor in ranks.values())
+
+
 def test_without_an_adapter_the_model_itself_is_trained(tmp_path):
     before = pico().model.layers[0].self_attn.q_proj.weight
     done = run(tmp_path, adapter=None, steps=2)

@@ -244,7 +244,11 @@ def _wrapped(model: Any, config: PeftConfig | None) -> Any:
     with warnings.catch_warnings():
         # PEFT reads an old name of a transformers property, which the reader of a notebook can do nothing about.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        return get_peft_model(model, config)
+        wrapped = get_peft_model(model, config)
+    for name, tensor in wrapped.named_parameters():
+        if "ranknum" in name.split("."):  # PEFT freezes AdaLoRA's rank, and loses that when it casts a bfloat16 base
+            tensor.requires_grad_(False)
+    return wrapped
 
 
 def _train(run: Run, parts: Iterable[Part], record: dict[str, Any], hooks: Hooks) -> None:
