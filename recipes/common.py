@@ -10,17 +10,13 @@ import torch
 from accelerate import PartialState
 
 import workbench as wb
-from workbench.evaluation import BENCHMARKS, CLASSROOM, Task, read_benchmark
+from workbench.evaluation import BENCHMARKS, CLASSROOM, GENERATION, Task, read_benchmark
 from workbench.records import Example, records
 
-DIALOGUE = {"skill": "summarisation", "context": "dialogue", "query": "Summarise the visit."}
 FORMATS: dict[str, dict[str, Any]] = {
-    "mts_dialog": DIALOGUE | {"answer": "section_text"},
-    "aci_bench": DIALOGUE | {"answer": "note"},
-    "meqsum": {
-        "skill": "summarisation", "context": "question", "query": "Ask it in one line.", "answer": "summary",
-    },
-}  # fmt: skip
+    name: GENERATION[task]
+    for name, task in {"mts_dialog": "note_section", "aci_bench": "full_note", "meqsum": "short_question"}.items()
+}
 """Published files that are no benchmark of `workbench.evaluation`, and how their rows become examples."""
 
 

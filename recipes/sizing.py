@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,13 @@ TINY = {
 
 
 def announce(
-    options: argparse.Namespace, models: Sequence[str], adapter: PeftConfig | None, *, steps: int, **more: Any
+    options: argparse.Namespace,
+    models: Sequence[str],
+    adapter: PeftConfig | None,
+    *,
+    steps: int,
+    exports: int = 0,
+    **more: Any,
 ) -> None:
     """Print memory, time and disk, check them; for a dry run, put tiny models in the models' places.
 
@@ -35,13 +42,15 @@ def announce(
         models: Names of the options that hold models of one architecture; the first is estimated.
         adapter: What is trained.
         steps: Optimiser steps in all.
+        exports: Whole models of the first one's size that are written.
         **more: Bytes that come to the memory, by what they are: `{name: models of the first one's size}`.
     """
     name = getattr(options, models[0])
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     found = estimate_training(config, adapter, length=options.length, **common.settings(options))
-    copies = {kind: round(count * found.memory["weights"]) for kind, count in more.items()}
-    found = type(found)(**vars(found) | {"memory": {**found.memory, **copies}})
+    weights = found.memory["weights"]
+    copies = {kind: round(count * weights) for kind, count in more.items()}
+    found = replace(found, memory={**found.memory, **copies}, disk=found.disk + exports * weights)
     rate = options.flops or matmul_rate(options.device)
     seconds = found.flops * steps / (rate * options.utilisation)
     common.say(f"{name}, {config.architectures or config.model_type}, before anything is loaded:\n{found}")

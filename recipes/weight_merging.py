@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     cells = len(options.few_shot) * len(options.shots) * options.seeds * (len(PARENTS) + 1)
-    # While ratios are scored, both parents and the merge are held; the export needs one model's room on the disk.
-    sizing.announce(options, PARENTS, adapter, steps=options.steps * cells, parents=2)
+    # While ratios are scored, both parents and the merge are held.
+    sizing.announce(options, PARENTS, adapter, steps=options.steps * cells, exports=1, parents=2)
     if options.dry_run:
         options.ratios, options.seeds, options.shots = 2, 1, [0, 2]
     out = Path(options.out)
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             [common.task(spec, "validation") for spec in options.validation],
             limit=options.limit,
             seed=options.seed,
-            store=out / "sweep.jsonl",
+            store=out / "sweep.sqlite",
             on_long="skip",
             executor=options.executor,
             resources=resources,
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             adapter=adapter,
             dtype="bfloat16",
             device=options.device,
-            store=out / "few_shot.jsonl",
+            store=out / "few_shot.sqlite",
             executor=options.executor,
             resources=resources,
             **shared,
