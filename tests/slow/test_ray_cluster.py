@@ -164,12 +164,19 @@ def test_a_node_that_dies_with_every_attempt_is_a_failed_cell_of_ours(cluster, s
 
 
 def test_cells_that_no_node_can_hold_any_more_wait_and_say_so(cluster, second, tmp_path, monkeypatch):
+    told, stop = fanout._tell_homeless, threading.Event()
+
+    def tell(ray, needs):
+        if told(ray, needs):
+            stop.set()
+        return stop.is_set()
+
     monkeypatch.setattr(fanout, "_LOOK_S", 1.0)
-    watcher, stop = kill_when(cluster, second, lambda: begun(tmp_path, second)), threading.Event()
-    threading.Timer(60, stop.set).start()
+    monkeypatch.setattr(fanout, "_tell_homeless", tell)
+    watcher = kill_when(cluster, second, lambda: begun(tmp_path, second))
     with (
         pytest.warns(WorkbenchWarning, match=r"no node of the Ray cluster has num_gpus=1 .* wait until one joins"),
-        pytest.raises(CellsStopped),
+        pytest.raises(CellsStopped, match="stopped after 0 of 1 cells"),
     ):
         quiet(endless, [str(tmp_path)], resources={"num_gpus": 1}, stop=stop)
     watcher.join()
