@@ -2,7 +2,9 @@
 
 The file is its own script: `accelerate launch ... test_accelerate.py FOLDER KIND ...` trains the kinds named. Both runs
 read the same examples in an optimiser step. What may differ is the order in which float32 numbers are added: one unit
-in the last place of a loss of 6 is 5e-7, and eight steps of Adam were seen to make 5e-6 of it in a gradient's norm.
+in the last place of a loss of 6 is 5e-7, and sixteen steps of Adam make up to 3e-6 of it in losses and weights, which
+are held to 1e-5. A gradient's norm is held to one part in ten thousand: the contrast compares directions, so that its
+gradient is divided by the length of an expert's output, and where that is short, the last places count most (3e-5).
 """
 
 import hashlib
@@ -170,7 +172,8 @@ def compare(one, two):
         assert row.keys() == other.keys()
         for name, value in row.items():
             if isinstance(value, float):
-                assert other[name] == pytest.approx(value, rel=1e-5, abs=1e-5), (row["step"], name)
+                rel = 1e-4 if name == "grad_norm" else 1e-5
+                assert other[name] == pytest.approx(value, rel=rel, abs=1e-5), (row["step"], name)
             elif name == "expert_load":
                 assert other[name].keys() == value.keys()
                 # A token on the edge between two experts may fall to either side; a load is rounded to 1e-4.
@@ -180,7 +183,7 @@ def compare(one, two):
     mine, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (one, two))
     assert mine.keys() == theirs.keys()
     for name, tensor in mine.items():
-        assert torch.allclose(tensor, theirs[name], rtol=1e-4, atol=2e-5), name
+        assert torch.allclose(tensor, theirs[name], rtol=1e-5, atol=1e-5), name
 
 
 @pytest.mark.parametrize("kind", KINDS)
