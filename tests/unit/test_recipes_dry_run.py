@@ -88,6 +88,7 @@ def check(printed, model):
     assert printed.index("assumed: 35%") < printed.index("Dry run: two steps")
 
 
+@pytest.mark.slow
 def test_icft(run, place, file):
     model = place("llama", "model")
     tiers = [part for name in ("general", "medical", "specialist") for part in (f"--{name}", file(name))]
@@ -105,6 +106,7 @@ def test_sparse_doctor(run, place, file):
     assert re.search(r"\| probe +\| ", printed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shots", [[], ["--shots", "4"]])
 @pytest.mark.filterwarnings("ignore:none of:workbench.errors.WorkbenchWarning")
 def test_sa_mdkif(run, place, file, shots):
@@ -117,6 +119,7 @@ def test_sa_mdkif(run, place, file, shots):
     assert re.search(r"\| probe +\| ", printed)
 
 
+@pytest.mark.slow
 def test_weight_merging(run, place, file):
     parents = {name: place("llama", name) for name in ("instruct", "clinical", "base")}
     given = [part for name, folder in parents.items() for part in (f"--{name}", folder)]
@@ -131,6 +134,7 @@ def test_weight_merging(run, place, file):
 
 
 @pytest.mark.filterwarnings("ignore:none of:workbench.errors.WorkbenchWarning")
+@pytest.mark.slow
 def test_lorahub(run, place, file):
     model = place("t5", "model")
     modules = ["--train", file("first"), file("second")]
