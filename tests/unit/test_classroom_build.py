@@ -112,7 +112,9 @@ def test_shipped_files_are_small():
     def size(folder: Path) -> int:
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
-    assert size(ROOT) - size(ROOT / "models") - size(ROOT / "skills") <= 8e6
+    tables = size(ROOT / "results")
+    assert tables <= 1e6
+    assert size(ROOT) - size(ROOT / "models") - size(ROOT / "skills") - tables <= 8e6
     assert size(ROOT / "models") <= 12e6
     assert size(ROOT / "skills") <= 6e6
 
