@@ -247,12 +247,8 @@ def run_cell(cell: Cell, *, pooled: Path, threads: int, device: str) -> dict[str
     about = {"arm": cell.arm, "task": cell.task, "track": "unseen data" if cell.task in UNSEEN_DATA else "unseen task"}
     about |= {"shots": cell.shots if ARMS[cell.arm] else -1, "seed": cell.seed, "split": cell.split, "n": len(lengths)}
     spent = {"read_tokens": sum(lengths) / len(lengths), "adapt_s": seconds, "cell_s": time.perf_counter() - start}
-    return (
-        about
-        | {"knob": cell.knob, "score": score}
-        | spent
-        | {"used": json.dumps({name: round(value, 3) for name, value in used.items()})}
-    )
+    weights = {name: round(value, 3) for name, value in used.items()}
+    return about | {"knob": cell.knob, "score": score} | spent | {"used": json.dumps(weights)}
 
 
 def draw(rows: Sequence[Example], shots: int, seed: int) -> list[Example]:

@@ -51,6 +51,7 @@ def places(tmp_path):
     return [part for name, file in names.items() for part in (f"--{name}", str(tmp_path / file))]
 
 
+@pytest.mark.slow
 def test_the_search_gives_each_parent_and_k_as_many_trials_on_validation_and_keeps_the_best(
     effect, asked, places, tmp_path
 ):
@@ -82,6 +83,7 @@ def test_the_table_takes_the_choice_and_says_what_holds(effect, asked, places, t
     assert "Scores against the number of shots" in (tmp_path / "cells.html").read_text()
 
 
+@pytest.mark.slow
 def test_two_parents_at_one_k_need_no_aim(effect, asked, places, capsys):
     effect.main([*places, "--seeds", "1", "--ks", "0", "16"])
     assert "The aim needs merged@64, instruct@256 and two seeds." in capsys.readouterr().out

@@ -107,6 +107,7 @@ def test_adalora_keeps_three_scores_of_each_number():
     assert sum(t.nbytes for t in held) == 3 * sum(t.nbytes for t in model.parameters() if t.requires_grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "adapter", "dtype", "again"),
     [
