@@ -7,6 +7,7 @@ import sqlite3
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,14 @@ def endless(folder):
     time.sleep(600)
 
 
+def start(cluster, **options):
+    """Add a node; on a busy machine its helpers can take longer than the 15 seconds that Ray gives them."""
+    for _ in range(3):
+        with suppress(Exception):
+            return cluster.add_node(node_ip_address="127.0.0.1", **options)
+    return cluster.add_node(node_ip_address="127.0.0.1", **options)
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """Start a head with one CPU, on 127.0.0.1 alone; what is asked there goes the way of RAY_ADDRESS."""
@@ -68,7 +77,7 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
-    cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", include_dashboard=False, include_log_monitor=False)
+    start(cluster, num_cpus=1, include_dashboard=False, include_log_monitor=False)
     os.environ["RAY_ADDRESS"] = cluster.address
     try:
         yield cluster
@@ -81,7 +90,7 @@ def cluster():
 @pytest.fixture
 def second(cluster):
     """Add a node with two CPUs and a make-believe GPU, for one test."""
-    node = cluster.add_node(num_cpus=2, num_gpus=1, node_ip_address="127.0.0.1")
+    node = start(cluster, num_cpus=2, num_gpus=1)
     yield node
     if node in cluster.worker_nodes:
         cluster.remove_node(node)
