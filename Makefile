@@ -15,7 +15,7 @@ help:            ## list the commands
 
 # torch goes in first and alone, under the constraints, so that no other package pulls another build of it.
 $(VENV)/.lab: pyproject.toml constraints.txt
-	@echo "Setting up $(VENV) (about two minutes, once) ..."
+	@echo "Setting up $(VENV) (a few minutes, once) ..."
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch

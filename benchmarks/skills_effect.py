@@ -17,7 +17,6 @@ import hashlib
 import json
 import math
 import os
-import random
 import sys
 import tempfile
 import time
@@ -40,13 +39,14 @@ from workbench.adapters import skill_weights
 from workbench.adapters.skill_mix import SkillMix
 from workbench.adapters.skill_router.model import open_bank
 from workbench.curriculum.losses import answer_losses
-from workbench.errors import DataError, WorkbenchWarning
+from workbench.errors import WorkbenchWarning
 from workbench.evaluation.suites import Task, resolve
 from workbench.fanout import run_cells
 from workbench.generation import context_length, encode_prompt
 from workbench.models import chat_prompt, data_samples_root
 from workbench.paths import adapter_folder
 from workbench.records import SKILLS, Example, records
+from workbench.search.few_shot import draw_shots
 from workbench.search.store import RowStore
 from workbench.training.compose import compose_skills
 from workbench.training.encode import collate, encode
@@ -233,7 +233,7 @@ def run_cell(cell: Cell, *, pooled: Path, threads: int, device: str) -> dict[str
     warnings.filterwarnings("ignore", category=WorkbenchWarning)
     model, tokenizer = wb.load_model(cell.model, device=device)
     rows = [row for row in records(wb.load_examples(f"classroom/{cell.task}")) if row.split == "train"]
-    shots = draw(rows, cell.shots or len(rows), cell.seed)
+    shots = draw_shots(rows, cell.shots or len(rows), cell.seed)
     task = resolve("classroom", split=cell.split, tasks=[cell.task], limit=cell.limit)[0]
     start = time.perf_counter()
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
@@ -249,13 +249,6 @@ def run_cell(cell: Cell, *, pooled: Path, threads: int, device: str) -> dict[str
     spent = {"read_tokens": sum(lengths) / len(lengths), "adapt_s": seconds, "cell_s": time.perf_counter() - start}
     weights = {name: round(value, 3) for name, value in used.items()}
     return about | {"knob": cell.knob, "score": score} | spent | {"used": json.dumps(weights)}
-
-
-def draw(rows: Sequence[Example], shots: int, seed: int) -> list[Example]:
-    """Draw shots; those of a smaller draw are part of a larger one of the same seed."""
-    if shots > len(rows):
-        raise DataError(f"{shots} shots are asked for and there are {len(rows)} training rows; lower --shots")
-    return random.Random(f"shots/{seed}").sample(rows, len(rows))[:shots]
 
 
 def adapted(

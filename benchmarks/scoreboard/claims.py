@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from workbench.routing.stats import over_seeds
+from workbench.search.few_shot import shots_difference
 
 Tables = Mapping[str, pd.DataFrame]
 RATIO = 0.4
@@ -89,7 +90,7 @@ def kept(group: str, parent: float) -> Callable[[Tables], Figure]:
         sweep = tables["ratio_sweep"].set_index("ratio")
         merged, whole = sweep.loc[RATIO], sweep.loc[parent, group]
         ends = (100 * merged[name] / whole for name in (group, f"{group}_low", f"{group}_high"))
-        return Figure(*ends, f"one merge, {int(merged[f'{group}_n'])} questions")
+        return Figure(*ends, f"one merge, {int(merged[f'{group}_n'])} questions, the parent's score taken as exact")
 
     return figure
 
@@ -98,8 +99,8 @@ def few_shot(measure: str, first: tuple[str, int], second: tuple[str, int]) -> C
     """Compare two parents, each with its number of shots, by the mean of a measure over the tasks."""
 
     def figure(tables: Tables) -> Figure:
-        means = tables["few_shot_effect"].groupby(["parent", "k", "seed"])[measure].mean()
-        return paired(means[first], means[second])
+        gap = shots_difference(tables["few_shot_effect"], first, second, measure)
+        return Figure(*(100 * float(end) for end in (gap.value, gap.low, gap.high)), f"{gap.n} seeds")
 
     return figure
 

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from pico_language import byte_tokenizer, pico
 
-from workbench.errors import DataError
 from workbench.evaluation.metrics import score
 from workbench.records import SKILLS, Example, records
 from workbench.training.skills import skill_adapter, train_skills
@@ -121,13 +120,6 @@ def test_trained_skills_are_asked_of_held_out_conditions_in_the_test_alone(effec
     assert len(effect.UNSEEN_DATA) >= 4
     assert len(effect.UNSEEN_TASKS) >= 3
     assert len(effect.TASKS) == 9
-
-
-def test_shots_are_paired_over_arms_and_must_be_there(effect):
-    rows = [Example(id=str(i), skill="ner", query="q", answer="a") for i in range(9)]
-    assert effect.draw(rows, 5, 1) == effect.draw(rows, 9, 1)[:5] != effect.draw(rows, 5, 2)
-    with pytest.raises(DataError, match="64 shots are asked for and there are 9 training rows"):
-        effect.draw(rows, 64, 0)
 
 
 def test_the_pooled_arm_has_the_rank_of_all_skills(effect):

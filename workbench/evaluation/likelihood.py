@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers import DynamicCache
 
 from workbench.errors import DataError
 from workbench.generation import check_logits, encode_prompt, evaluating, pad_left
+from workbench.generation.routers import keep_routes
 from workbench.records import Example
 
 
@@ -102,9 +102,7 @@ def _log_likelihoods(model: Any, prompts: list[list[int]], choices: list[list[li
     read, real = _pad_right([option[:-1] for option in flat], width, model.device)
     wanted, _ = _pad_right([option[1:] for option in flat], width, model.device)
     cache.batch_select_indices(owner)
-    # A model can hold routers that keep a prompt's route only where they were imported; PEFT is slow to import.
-    if adapters := sys.modules.get("workbench.adapters"):
-        adapters.keep_sequences(model, owner)
+    keep_routes(model, owner)
     positions = mask.sum(-1)[owner, None] + torch.arange(width, device=model.device)
     rest = _log_probabilities(model, read, torch.cat([mask[owner], real], dim=1), positions, cache)
     return total + (rest.gather(-1, wanted[..., None])[..., 0] * real).sum(-1)

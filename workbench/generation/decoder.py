@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from workbench.errors import ModelError
+from workbench.generation.routers import keep_routes
 
 if TYPE_CHECKING:
     from workbench.adapters.mixed import SequenceRoutes
@@ -84,11 +84,10 @@ class Decoder:
         """Go on with these rows only, at least one, in this order."""
         if rows:
             index = torch.tensor(rows, device=self.ids.device)
-            # A model can hold routers of ours only where they were imported; PEFT is slow to import for all others.
             if self.routes is not None:
                 self.routes.keep(index)
-            elif adapters := sys.modules.get("workbench.adapters"):
-                adapters.keep_sequences(self.model, index)
+            else:
+                keep_routes(self.model, index)
             self.cache.batch_select_indices(index)
             self.ids, self.mask, self.positions = self.ids[index], self.mask[index], self.positions[index]
             self.lengths = [self.lengths[row] for row in rows]

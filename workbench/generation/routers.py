@@ -5,6 +5,7 @@ Rooms that need PEFT, which is slow to import, are opened when a model is given 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,6 +14,13 @@ import torch
 
 from workbench.errors import ModelError
 from workbench.records import RouterOutput, RoutingTrace
+
+
+def keep_routes(model: torch.nn.Module, rows: torch.Tensor) -> None:
+    """Tell a model's routers, where it may have some of ours, which rows of a batch go on; see `keep_sequences`."""
+    # It can have such routers only where they were imported; PEFT is slow to import for all others.
+    if adapters := sys.modules.get("workbench.adapters"):
+        adapters.keep_sequences(model, rows)
 
 
 def has_routers(model: Any) -> bool:

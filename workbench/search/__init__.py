@@ -1,1 +1,1 @@
-"""Looking for good settings: sweeps over ratios."""
+"""Looking for good settings: sweeps over ratios, a search for recipes, few-shot tables."""
