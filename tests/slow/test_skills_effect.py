@@ -74,7 +74,7 @@ def test_all_arms_give_a_row_and_it_goes_on_from_its_store(effect, command, mode
     read = rows[rows["task"] == "ner"].set_index("arm")["read_tokens"]
     assert read["in context"] > 1.5 * read["base"] == 1.5 * read["LoraHub, faithful"]
     uniform = json.loads(rows.set_index(["arm", "task"]).loc[("uniform weights", "ner"), "used"])
-    assert uniform == pytest.approx(dict.fromkeys(SKILLS, 1 / 12))
+    assert uniform == dict.fromkeys(SKILLS, round(1 / 12, 3))  # weights are kept to three places
     printed = capsys.readouterr().out
     assert "not searched" in printed
     assert "(one seed)" in printed
