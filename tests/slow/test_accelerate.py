@@ -1,10 +1,10 @@
 """Two processes under `accelerate launch`, side by side on CPUs (gloo), learn what one process learns.
 
 The file is its own script: `accelerate launch ... test_accelerate.py FOLDER KIND ...` trains the kinds named. Both runs
-read the same examples in an optimiser step. What may differ is the order in which float32 numbers are added: one unit
-in the last place of a loss of 6 is 5e-7, and sixteen steps of Adam make up to 3e-6 of it in losses and weights, which
-are held to 1e-5. A gradient's norm is held to one part in ten thousand: the contrast compares directions, so that its
-gradient is divided by the length of an expert's output, and where that is short, the last places count most (3e-5).
+read the same examples in an optimiser step. What may differ is the order in which numbers are added: with float64
+throughout all values and weights are held to 1e-12. In float32 one unit in the last place of a loss of 6 is 5e-7, and
+sixteen steps of Adam make up to 3e-6 of it in losses and weights, which are held to 1e-5, and up to 3e-5 in the norm of
+a gradient, which is held to 1e-4.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from pico_adapters import lora, saved  # noqa: E402
 from pico_language import byte_tokenizer, pico  # noqa: E402
 
 import workbench as wb  # noqa: E402
+import workbench.curriculum.curriculum  # noqa: E402
 from workbench.adapters import LoraMoeConfig, SkillRouterConfig  # noqa: E402
 from workbench.curriculum.stage import Stage  # noqa: E402
 from workbench.records import Example  # noqa: E402
@@ -53,7 +55,6 @@ KINDS = {
     "skills_input": lambda folder: SkillRouterConfig(skills=skills(folder), gate="input", initial_weights=0.2),
     "curriculum": lambda _: LoraMoeConfig(**MOE),
 }
-SHARDED = ["lora", "moe", "moe_sequence", "moe_trl"]
 FSDP = (
     "--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP --fsdp_cpu_ram_efficient_loading false"
 )
@@ -86,11 +87,26 @@ def curriculum():
 def train(kind, folder, processes, **options):
     options |= {"curriculum": curriculum()} if kind == "curriculum" else {"examples": examples(), "steps": STEPS}
     options |= {"trainer": "trl"} if kind.endswith("trl") else {}
+    model = pico().to(torch.get_default_dtype())
     run = wb.train(
-        pico(), byte_tokenizer(chat=True), adapter=KINDS[kind](folder.parent), output_dir=folder / kind, lr=1e-2,
+        model, byte_tokenizer(chat=True), adapter=KINDS[kind](folder.parent), output_dir=folder / kind, lr=1e-2,
         batch_size=BATCH // processes, save_every=4, log_every=1, progress=False, **options,
     )  # fmt: skip
     return run, options.get("curriculum")
+
+
+@contextmanager
+def in_double():
+    """Have everything computed in float64, also what asks for float32."""
+    asked, mean = torch.Tensor.float, workbench.curriculum.curriculum.average
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double
+    workbench.curriculum.curriculum.average = lambda values: mean(values.double())
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.Tensor.float, workbench.curriculum.curriculum.average = asked, mean
 
 
 def held(run, curriculum):
@@ -125,7 +141,8 @@ def main(folder, kinds, die_at):
             os.kill(os.getpid(), signal.SIGKILL)
 
     for kind in kinds:
-        run, taught = train(kind, folder, world.num_processes, on_log=die)
+        with in_double() if os.environ.get("DOUBLE") else nullcontext():
+            run, taught = train(kind, folder, world.num_processes, on_log=die)
         assert fsdp == any(isinstance(tensor, DTensor) for tensor in run.model.parameters())
         if not fsdp:
             (folder / f"{kind}.{world.process_index}.json").write_text(json.dumps(held(run, taught)))
@@ -134,11 +151,11 @@ def main(folder, kinds, die_at):
         train(kinds[-1], folder / f"of-{world.process_index}", world.num_processes)
 
 
-def launch(folder, kinds, kind="--multi_gpu", die_at=0):
+def launch(folder, kinds, kind="--multi_gpu", die_at=0, **also):
     """Start two processes; `--cpu` would start one, so the launcher of several does it, without a look for devices."""
     rest = "--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
     command = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", *kind.split(), *rest.split()]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "DIE_AT": str(die_at)}
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "DIE_AT": str(die_at)} | also
     return subprocess.run(
         [*command, __file__, str(folder), *kinds],
         env=environment, capture_output=True, text=True, cwd=UNIT.parents[1], timeout=900,
@@ -164,16 +181,16 @@ def together(tmp_path_factory):
     return folder
 
 
-def compare(one, two):
-    """Hold two runs' histories and adapters together."""
+def compare(one, two, near=1e-5, norm=1e-4):
+    """Hold two runs' histories and adapters together: all to `near`, the gradient's norm to `norm`."""
     rows, others = history(one), history(two)
     assert [row["step"] for row in rows] == [row["step"] for row in others]
     for row, other in zip(rows, others, strict=True):
         assert row.keys() == other.keys()
         for name, value in row.items():
             if isinstance(value, float):
-                rel = 1e-4 if name == "grad_norm" else 1e-5
-                assert other[name] == pytest.approx(value, rel=rel, abs=1e-5), (row["step"], name)
+                rel = norm if name == "grad_norm" else near
+                assert other[name] == pytest.approx(value, rel=rel, abs=near), (row["step"], name)
             elif name == "expert_load":
                 assert other[name].keys() == value.keys()
                 # A token on the edge between two experts may fall to either side; a load is rounded to 1e-4.
@@ -183,7 +200,7 @@ def compare(one, two):
     mine, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (one, two))
     assert mine.keys() == theirs.keys()
     for name, tensor in mine.items():
-        assert torch.allclose(tensor, theirs[name], rtol=1e-5, atol=1e-5), name
+        assert torch.allclose(tensor, theirs[name], rtol=near, atol=near), name
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -236,17 +253,37 @@ def test_killed_processes_resume_to_the_same_bits(together, tmp_path):
     assert (tmp_path / "curriculum.1.json").read_text() == (together / "curriculum.1.json").read_text()
 
 
-def test_shards_learn_what_one_process_does_and_resume(alone, tmp_path):
-    done = launch(tmp_path, SHARDED, FSDP)
+@pytest.mark.parametrize("kind", ["lora", "moe", "curriculum"])
+def test_what_differs_is_rounding(tmp_path, kind):
+    with in_double():
+        train(kind, tmp_path / "alone", 1)
+    done = launch(tmp_path / "together", [kind], DOUBLE="1")
     assert done.returncode == 0, done.stderr[-3000:]
-    for kind in SHARDED:
-        compare(alone[0] / kind, tmp_path / kind)
-    died = launch(tmp_path / "broken", ["moe"], FSDP, die_at=6)
+    compare(tmp_path / "alone" / kind, tmp_path / "together" / kind, near=1e-12, norm=1e-12)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    skills(folder)
+    done = launch(folder, KINDS, FSDP)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shards_learn_what_one_process_does(alone, shards, kind):
+    compare(alone[0] / kind, shards / kind)
+
+
+@pytest.mark.parametrize(("kind", "step"), [("moe", 6), ("adalora", 6), ("curriculum", 13)])
+def test_killed_shards_resume(shards, tmp_path, kind, step):
+    died = launch(tmp_path, [kind], FSDP, die_at=step)
     assert died.returncode != 0
-    assert not (tmp_path / "broken" / "moe" / "adapter_model.safetensors").exists()
-    done = launch(tmp_path / "broken", ["moe"], FSDP)
+    assert not (tmp_path / kind / "adapter_model.safetensors").exists()
+    done = launch(tmp_path, [kind], FSDP)
     assert done.returncode == 0, done.stderr[-3000:]
-    compare(tmp_path / "moe", tmp_path / "broken" / "moe")
+    compare(shards / kind, tmp_path / kind)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from workbench.curriculum import losses, pacing
 from workbench.curriculum.memory import LongTermMemory, ShortTermMemory
 from workbench.curriculum.stage import Rows, Stage, StagePlan
 from workbench.errors import ConfigError
-from workbench.ops.processes import average, gather_objects
+from workbench.ops.processes import average, gather_objects, sharded
 from workbench.records import Example
 
 _SHORT_TERM_PART = 4
@@ -135,14 +135,18 @@ class Curriculum:
             self._anchored, self._at, self._noisy = {example.id for example in held}, batch.stage, None
         opened = self.order == "shuffled" or self.specialist in self._names[: index + 1]
         scale = 0.5 if opened and self.fine_tune_coef > 0 else 1.0
+        # Of a model in shards every process must run its part when one does: of a row that weighs 0 then.
+        alone = [0] if sharded(model) else []
         rows = [i for i, id in enumerate(batch.ids) if id in self._anchored]
         share = None if self._previous is None else _share((batch.inputs["labels"][rows, 1:] != -100).sum())
         if share is not None:
-            terms["consistency"] = scale * self.consistency_coef * self._consistency(model, batch, rows, share)
+            read = self._consistency(model, batch, rows or alone, share)
+            terms["consistency"] = scale * self.consistency_coef * read
         rows = [i for i, id in enumerate(batch.ids) if self._fine_tunes(id)]
         share = None if self.fine_tune_coef == 1 else _share(batch.inputs["labels"].new_tensor(len(rows)))
         if share is not None:
-            terms["fine_tune"] = scale * (self.fine_tune_coef - 1) * self._fine_tune(model, batch, rows, share)
+            read = self._fine_tune(model, batch, rows or alone, share)
+            terms["fine_tune"] = scale * (self.fine_tune_coef - 1) * read
         return terms
 
     def on_batch(self, batch: Any) -> None:

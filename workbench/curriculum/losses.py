@@ -9,10 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
-from workbench.errors import ConfigError
+from workbench.ops.processes import put, sharded, whole
 
 KINDS = ("kl", "hidden")
 
@@ -20,15 +19,9 @@ KINDS = ("kl", "hidden")
 def snapshot(model: torch.nn.Module) -> dict[str, Tensor]:
     """Return copies of the trainable weights by name: of an adapter, so that the base model is never held twice.
 
-    Raises:
-        ConfigError: FSDP has split the weights among processes.
+    What FSDP has split is put together; every process must call it then.
     """
-    if any(isinstance(tensor, DTensor) for tensor in model.parameters()):
-        raise ConfigError(
-            "consistency asks the model with its earlier weights, which cannot be put into one that FSDP has split; "
-            "start without --use_fsdp (DDP), or set consistency_coef=0"
-        )
-    return {name: tensor.detach().clone() for name, tensor in model.named_parameters() if tensor.requires_grad}
+    return {name: whole(tensor.detach()).clone() for name, tensor in model.named_parameters() if tensor.requires_grad}
 
 
 def answer_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -58,7 +51,7 @@ def consistency_loss(
     Args:
         model: The model under training, adapter included.
         previous: Its trainable weights at the end of the stage before, from `snapshot`.
-        inputs: `input_ids`, `attention_mask` and `labels`, each `(B, T)`.
+        inputs: `input_ids`, `attention_mask` and `labels`, each `(B, T)`; under FSDP every process must have some.
         kind: `kl` or `hidden`.
         now: What the model says at the answer tokens, `(answer tokens, V)`, where it is known, for `kl`; else the model
             is asked, so that there are two forwards instead of one.
@@ -82,13 +75,28 @@ def consistency_loss(
     model.eval()
     try:
         with torch.no_grad():
-            before = said(functional_call(model, earlier, (), read))
+            before = said(_ask(model, earlier, read))
         now = said(model(**read)) if now is None else now.float()
     finally:
         model.train(training)
     if kind == "hidden":
         return F.mse_loss(now, before)
     return F.kl_div(now.log_softmax(-1), before.log_softmax(-1), log_target=True, reduction="sum") / counted.sum()
+
+
+def _ask(model: torch.nn.Module, weights: Mapping[str, Tensor], read: dict[str, Any]) -> Any:
+    """Return what the model says with other trainable weights; those of shards, which FSDP fetches, change places."""
+    if not sharded(model):
+        return functional_call(model, dict(weights), (), read)
+    present = {name: tensor for name, tensor in model.named_parameters() if name in weights}
+    kept = {name: tensor.detach().clone() for name, tensor in present.items()}
+    try:
+        for name, tensor in present.items():
+            put(tensor, weights[name])
+        return model(**read)
+    finally:
+        for name, tensor in present.items():
+            tensor.copy_(kept[name])
 
 
 def noisy(model: torch.nn.Module) -> bool:

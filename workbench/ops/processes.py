@@ -1,14 +1,15 @@
-"""What processes that train side by side must agree on: means and rows over all of them, without gradient.
+"""What processes that train side by side must agree on: means and rows over all of them, and weights in shards.
 
 Each process reads its part of a batch, and gradients are averaged over processes, as DDP and FSDP do. A mean S / N over
 the whole batch, with S and N the sums of the parts' S_p and N_p, becomes S_p / average(N) on process p: the average of
-that over processes is S / N, in value and in gradient. With one process both functions return what they are given.
+that over processes is S / N, in value and in gradient. With one process the functions return what they are given.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def average(values: Tensor) -> Tensor:
@@ -42,6 +43,27 @@ def gather_objects(value: object) -> list[object]:
     parts: list[object] = [None] * distributed.get_world_size()
     distributed.all_gather_object(parts, value)
     return parts
+
+
+def sharded(model: torch.nn.Module) -> bool:
+    """Say whether FSDP has split the weights among processes."""
+    return any(isinstance(tensor, DTensor) for tensor in model.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor whole, with gradient to this process's shard where FSDP has split it; every process must call it.
+
+    The gradient is not averaged over processes: of a loss that is the same in all it is the average already.
+    """
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def put(tensor: Tensor, values: Tensor) -> None:
+    """Write into a tensor, or into this process's shard of it, what every process holds whole."""
+    if isinstance(tensor, DTensor):
+        values = distribute_tensor(values.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
+    tensor.copy_(values)
 
 
 def _alone() -> bool:

@@ -11,9 +11,10 @@ from accelerate import PartialState
 from transformers import PrinterCallback, TrainingArguments
 
 from workbench.errors import ConfigError
+from workbench.ops.processes import sharded
 from workbench.routing.find import inner_model
 from workbench.training.encode import collate
-from workbench.training.resume import MARK, allocator_of, last_checkpoint, read_json, remove_broken
+from workbench.training.resume import MARK, last_checkpoint, read_json, remove_broken
 from workbench.training.stages import Part, load_curriculum
 from workbench.training.trainer import AnswerTrainer, trl_parts
 from workbench.training.watch import Hooks, Watch
@@ -125,21 +126,20 @@ def _trainer(run: Any, part: Part, index: int, offset: int, hooks: Hooks, folder
         callbacks=[watch],
     )
     if trainer.is_fsdp_enabled:
-        _check_sharding(trainer.accelerator.state.fsdp_plugin, run.model)
+        plugin: Any = trainer.accelerator.state.fsdp_plugin
+        _check_sharding(plugin)
+        if sharded(run.model):
+            # An earlier stage has split the layers, whose classes now bear other names than those to look for.
+            plugin.auto_wrap_policy = None
     trainer.remove_callback(PrinterCallback)
     watch.trainer = trainer
     return trainer, watch
 
 
-def _check_sharding(plugin: Any, model: Any) -> None:
+def _check_sharding(plugin: Any) -> None:
     if plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading:
         raise ConfigError(
             f"FSDP was asked for with fsdp_version={plugin.fsdp_version}, fsdp_cpu_ram_efficient_loading="
             f"{plugin.cpu_ram_efficient_loading}; train shards in version 2 what each process has opened. Start with "
             "`accelerate launch --use_fsdp --fsdp_version 2 --fsdp_cpu_ram_efficient_loading false`"
-        )
-    if allocator_of(model) is not None:
-        raise ConfigError(
-            "AdaLoRA allocates the ranks of whole matrices, and FSDP gives each process a part of each; start without "
-            "--use_fsdp (DDP), or use LoRA"
         )

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AdaLoraModel, PeftModel
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from torch.distributed.tensor import DTensor
 
 from workbench.errors import ConfigError
+from workbench.ops.processes import sharded
+from workbench.training.adalora import allocation, restore_allocation
 
 RUN, HISTORY, MARK, STATE = "run.json", "history.jsonl", "checkpoint.json", "training_state.safetensors"
-_ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -103,7 +103,7 @@ def trained_state(model: Any) -> dict[str, Tensor]:
     """
     if not isinstance(model, PeftModel):
         return {}
-    return {f"model/{name}": tensor for name, tensor in _own(model).items()} | _allocation(model)
+    return {f"model/{name}": tensor for name, tensor in _own(model).items()} | allocation(model)
 
 
 def save_state(tensors: dict[str, Tensor], checkpoint: Path) -> None:
@@ -112,11 +112,6 @@ def save_state(tensors: dict[str, Tensor], checkpoint: Path) -> None:
         # Views and tied tensors share storage, which the format refuses.
         whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
         save_file(whole, checkpoint / STATE)
-
-
-def sharded(model: torch.nn.Module) -> bool:
-    """Say whether FSDP has split the weights among processes."""
-    return any(isinstance(tensor, DTensor) for tensor in model.parameters())
 
 
 def full_state(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -140,14 +135,7 @@ def load_state(model: PeftModel, checkpoint: Path) -> None:
         set_model_state_dict(model, own, options=StateDictOptions(full_state_dict=True, strict=False))
     else:
         model.load_state_dict(own, strict=False)
-    if allocator_of(model) is not None:
-        _restore_allocation(model, saved, next(model.parameters()).device)
-
-
-def allocator_of(model: Any) -> Any:
-    """Return AdaLoRA's rank allocator, or None for any other model."""
-    tuner = getattr(model, "base_model", None)
-    return getattr(tuner, "rankallocator", None) if isinstance(tuner, AdaLoraModel) else None
+    restore_allocation(model, saved, next(model.parameters()).device)
 
 
 def model_digest(model: torch.nn.Module) -> str:
@@ -164,27 +152,6 @@ def _own(model: PeftModel) -> dict[str, Tensor]:
     names |= {name for name, _ in model.named_buffers() if prefix and prefix in name}
     # Asked for its state, an adapter settles what it has put off, as queues do.
     return {name: tensor for name, tensor in full_state(model).items() if name in names}
-
-
-def _allocation(model: Any) -> dict[str, Tensor]:
-    allocator = allocator_of(model)
-    if allocator is None:
-        return {}
-    pattern = allocator.peft_config.rank_pattern or {}
-    tensors = {f"{kind}/{name}": t for kind in _ALLOCATOR for name, t in getattr(allocator, kind).items()}
-    return tensors | {f"pattern/{name}": torch.tensor(kept) for name, kept in pattern.items()}
-
-
-def _restore_allocation(model: Any, saved: dict[str, Tensor], device: torch.device) -> None:
-    allocator = allocator_of(model)
-    groups: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*_ALLOCATOR, "pattern")}
-    for name, tensor in saved.items():
-        kind, _, rest = name.partition("/")
-        groups.get(kind, {})[rest] = tensor
-    for kind in _ALLOCATOR:
-        setattr(allocator, kind, {name: tensor.to(device) for name, tensor in groups[kind].items()})
-    pattern = {name: tensor.tolist() for name, tensor in groups["pattern"].items()}
-    allocator.peft_config.rank_pattern = pattern or None
 
 
 def _plain(value: Any) -> Any:

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from workbench.errors import ConfigError
+from workbench.training.adalora import allocator_of
 from workbench.training.encode import Encoded, encode
-from workbench.training.resume import allocator_of
 from workbench.training.settings import TrainSettings
 
 TENSORS = "curriculum.safetensors"

@@ -18,8 +18,9 @@ from workbench.adapters import auxiliary_losses
 from workbench.errors import ConfigError
 from workbench.ops.processes import average, gather_objects
 from workbench.routing.find import inner_model
+from workbench.training.adalora import allocator_of, orthogonality, unpruned
 from workbench.training.encode import shown
-from workbench.training.resume import allocator_of, load_state
+from workbench.training.resume import load_state
 from workbench.training.settings import Batch, TrainingFailed
 
 # At run time `Trainer` follows in the method order; its types say less than is known here.
@@ -116,6 +117,10 @@ class AnswerSteps(_Base):
                 logs[name] = sum(sums.get(name, 0.0) for _, sums in parts) / count
             self.sums, self.count = {}, 0
         super().log(logs, start_time)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        with unpruned(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Bring back an adapter bit for bit; PEFT's own file has pruned ranks cut out."""
@@ -218,22 +223,3 @@ def trl_parts() -> tuple[Any, Any]:
                 self.token_losses = -outputs.log_probs.detach()
 
     return AnswerSFTTrainer, partial(SFTConfig, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None)
-
-
-def orthogonality(model: Any) -> dict[str, Tensor]:
-    """Return AdaLoRA's penalty on factors that are not orthonormal, as `orthogonal`; empty for other adapters.
-
-    weight * mean over factors of ||A A^T - I||_F and ||B^T B - I||_F.
-
-    Source: AdaLoRA (arXiv 2303.10512), equation 4, with PEFT's norm and mean.
-    """
-    if allocator_of(model) is None:
-        return {}
-    tuner = model.base_model
-    weight = tuner.peft_config[tuner.trainable_adapter_name].orth_reg_weight
-    gaps = []
-    for name, factor in tuner.model.named_parameters():
-        if factor.requires_grad and ("lora_A" in name or "lora_B" in name):
-            gram = factor @ factor.T if "lora_A" in name else factor.T @ factor
-            gaps.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device, dtype=gram.dtype)))
-    return {"orthogonal": weight * torch.stack(gaps).mean()} if weight and gaps else {}

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from workbench.ops.processes import average
+from workbench.training.adalora import allocate, ranks
 from workbench.training.encode import Encoded
 from workbench.training.resume import (
     MARK,
-    allocator_of,
     checkpoints,
     last_checkpoint,
     save_state,
@@ -79,9 +79,8 @@ class Watch(TrainerCallback):
             self.trainer.fail("a gradient is not a number", self.trainer.step_ids)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Let AdaLoRA allocate its ranks while the gradients are there; no trainer does."""
-        if allocator_of(self.trainer.model) is not None:
-            self.trainer.model.base_model.update_and_allocate(self.trainer.step)
+        """Let AdaLoRA allocate its ranks while the gradients are there."""
+        allocate(self.trainer.model, self.trainer.step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Evaluate where it is due; stop when asked; log before each checkpoint, so that resumed rows are the same."""
@@ -133,18 +132,6 @@ class Watch(TrainerCallback):
         # Only now, when the new one is whole, may old ones go.
         for old in checkpoints(folder.parent)[:-keep] if keep else ():
             shutil.rmtree(old)
-
-
-def ranks(model: Any) -> dict[str, Any]:
-    """Return AdaLoRA's present rank by layer under `ranks` with their mean; empty for other adapters."""
-    if allocator_of(model) is None:
-        return {}
-    left = {
-        name.removesuffix(".lora_E"): int((e[model.base_model.trainable_adapter_name] != 0).sum())
-        for name, e in model.base_model.model.named_modules()
-        if name.endswith(".lora_E")
-    }
-    return {"mean_rank": sum(left.values()) / len(left), "ranks": left}
 
 
 def _number(value: Any) -> float:

@@ -8,6 +8,7 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
@@ -39,7 +40,7 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, batch: Batch):
         super().__init__()
         self.base_layer = base_layer
-        self.batch, self.routes, self.prompts = batch, Fleeting(), Fleeting()
+        self.batch, self.routes, self.prompts, self.used = batch, Fleeting(), Fleeting(), Fleeting()
         self.skill_router_A: Any = BufferDict(persistent=True)
         self.skill_router_B: Any = BufferDict(persistent=True)
         self.skill_router_owner: Any = BufferDict(persistent=False)
@@ -100,7 +101,23 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
 
     def by_rank(self, name: str) -> Tensor:
         """Return, of a static router, the weight of each of the R ranks: that of its skill, `(R,)`."""
-        return self._spread(self.leaders[name].skill_router_gate[name](), name)
+        return self._spread(self.leaders[name].weights(name), name)
+
+    def weights(self, name: str) -> Tensor:
+        """Return, of a static router that is held here, the weight of each skill, `(S,)`.
+
+        In shards of FSDP the weights are at hand during this layer's own forward only, which keeps them for the others,
+        apart for training and for what is asked in between.
+        """
+        gate, key = self.skill_router_gate[name], (name, self.training)
+        if not isinstance(gate.weight, DTensor):
+            self.used[key] = gate().clone()
+        elif key not in self.used:
+            raise ModelError(
+                f"the weights of adapter {name!r} are in shards of FSDP and the layer that holds them has not run; run "
+                "the model first, with the whole of its layers."
+            )
+        return self.used[key]
 
     def _spread(self, weights: Tensor, name: str) -> Tensor:
         """Return weights of skills `(..., S)` as those of their ranks, `(..., R)`."""
@@ -145,7 +162,7 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
             learns = self.training and not self.disable_adapters and name in self.active_adapters
             if not learns or gate.softmax or not gate.weight.requires_grad or not self.settings[name].l1_coef:
                 continue
-            weights = gate() if isinstance(gate, SkillWeights) else self.prompts.get(name)
+            weights = self.weights(name) if isinstance(gate, SkillWeights) else self.prompts.get(name)
             if weights is not None:
                 found.append(self.settings[name].l1_coef * weights.abs().mean())
         return found
