@@ -134,22 +134,36 @@ def test_a_killed_node_loses_and_doubles_nothing(cluster, second, tmp_path):
     print(f"\n{len(again)} cells ran again; {took:.1f} s in all")
 
 
-def test_a_sweep_on_the_cluster_is_the_sweep_in_process(cluster, second, tmp_path):
+def parents(folder):
+    """Return a recipe of two pico models that are saved there, and two exams."""
     sys.path.insert(0, str(UNIT))
-    import pandas as pd
     from pico_language import byte_tokenizer, pico
 
     from workbench.evaluation import Task
     from workbench.merging.recipe import MergeRecipe
     from workbench.records import Example
-    from workbench.search.sweep import sweep
 
     for seed, name in enumerate(("general", "clinical")):
-        pico(seed=seed).save_pretrained(tmp_path / name)
-        byte_tokenizer(chat=True).save_pretrained(tmp_path / name)
-    recipe = MergeRecipe(parents=[str(tmp_path / "general"), str(tmp_path / "clinical")])
-    rows = [Example(id=f"e{i}", skill="s", query=f"q {i}", answer="a", choices=("a", "b", "c")) for i in range(12)]
-    options = {"ratios": 6, "suite": [Task(name="exam", group="exams", examples=rows)], "progress": False}
+        pico(seed=seed).save_pretrained(folder / name)
+        byte_tokenizer(chat=True).save_pretrained(folder / name)
+    recipe = MergeRecipe(parents=[str(folder / "general"), str(folder / "clinical")])
+
+    def exam(name, word):
+        # Every letter is right somewhere, so that no model is wrong throughout.
+        asked = {"skill": "s", "choices": tuple("abc")}
+        rows = [Example(id=f"e{i}", query=f"{word} {i}", answer="abc"[i % 3], **asked) for i in range(12)]
+        return Task(name=name, group=f"{name}s", examples=rows)
+
+    return recipe, [exam("exam", "q"), exam("other", "what")]
+
+
+def test_a_sweep_on_the_cluster_is_the_sweep_in_process(cluster, second, tmp_path):
+    import pandas as pd
+
+    from workbench.search.sweep import sweep
+
+    recipe, suite = parents(tmp_path)
+    options = {"ratios": 6, "suite": suite, "progress": False}
     store = tmp_path / "rows.sqlite"
     watcher = kill_when(cluster, second, store.exists)
     front = sweep(recipe, **options, store=store, executor="ray")
@@ -157,6 +171,21 @@ def test_a_sweep_on_the_cluster_is_the_sweep_in_process(cluster, second, tmp_pat
     pd.testing.assert_frame_equal(front, sweep(recipe, **options))
     with sqlite3.connect(store) as file:
         assert file.execute("SELECT count(*) FROM rows").fetchone() == (6,)
+
+
+def test_a_search_on_the_cluster_is_the_search_in_process(cluster, second, tmp_path):
+    import pandas as pd
+
+    from workbench.search.recipes import search_recipe
+
+    recipe, suite = parents(tmp_path)
+    options = {"budget": 16, "suite": suite, "axes": ("exam", "other"), "progress": False}
+    store = tmp_path / "rows.sqlite"
+    watcher = kill_when(cluster, second, store.exists)
+    found = search_recipe(recipe, **options, store=store, executor="ray")
+    watcher.join()
+    pd.testing.assert_frame_equal(found, search_recipe(recipe, **options))
+    assert (found["step"] == "search").sum() == 11
 
 
 def test_cells_run_where_their_gpu_is(cluster, second):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from workbench.errors import ConfigError
 from workbench.evaluation.suites import Suite
 from workbench.merging.live import LiveMerge
 from workbench.merging.recipe import MergeRecipe
-from workbench.search.scoring import RecipeScores
+from workbench.search.scoring import RecipeScores, score_alone
 
 UNIFORM = (0.3, 0.4, 0.5, 0.6, 0.7)
 """The plain ratios that every search measures first: what it must beat, and where it starts."""
@@ -71,6 +73,8 @@ def search_recipe(
     store: str | Path | None = None,
     batch_size: int = 32,
     on_long: str = "error",
+    executor: str = "local",
+    resources: Mapping[str, Any] | None = None,
     progress: bool = True,
     stop: threading.Event | None = None,
 ) -> pd.DataFrame:
@@ -95,6 +99,9 @@ def search_recipe(
         store: An SQLite file for finished rows; None keeps them in memory alone.
         batch_size: Most sequences computed together.
         on_long: As in `evaluate`.
+        executor: `local`, or `ray` for one generation of recipes after another side by side; the table is the same. See
+            `sweep`.
+        resources: What a cell needs on Ray, e.g. `{"num_gpus": 1}`.
         progress: Show a bar.
         stop: Set it from any thread: the row under way is given up, and the table of the finished ones returned.
 
@@ -107,22 +114,29 @@ def search_recipe(
         ConfigError: `budget` is too small, an axis is not scored, both parents score 0 on one, or what `evaluate`
             raises.
         DataError: `store` is a file of something else.
-        MergeError: The parents do not fit each other.
+        MergeError: The parents do not fit each other, or a cell on Ray opens others.
+        CellError: A cell on Ray failed; the rows before it are in the store.
 
     Source: Akiba et al. 2025 (arXiv 2403.13187) search merges by evolution, layer by layer. Deviates: one number for
     each group and place in depth, and one objective.
     """
     if budget < len(UNIFORM) + 1:
         raise ConfigError(f"budget={budget}: the {len(UNIFORM)} plain ratios are tried first; give at least one more")
-    settings: dict[str, Any] = {"split": split, "tasks": tasks, "limit": limit, "seed": seed, "store": store}
-    scored = RecipeScores(live or LiveMerge(recipe), suite, **settings, batch_size=batch_size, on_long=on_long)
+    settings: dict[str, Any] = {"split": split, "tasks": tasks, "limit": limit, "seed": seed}
+    settings |= {"batch_size": batch_size, "on_long": on_long}
+    scored = RecipeScores(live or LiveMerge(recipe), suite, store=store, **settings)
+    work = partial(score_alone, suite=suite, settings=settings)
     rows, steps = [], _Steps(recipe, space or RatioSpace(), axes, budget, seed)
     with scored.work(budget + 2, progress) as bar:
-        for step, wanted in steps:
-            row = scored.row(wanted, bar, stop)
-            steps.tell(row)
-            rows.append({"step": step, **row, "recipe": wanted.to_json()})
-            bar.set_description(f"keeps {steps.best:.0%} of both" if steps.best else "parents")
+        for generation in steps:
+            if executor != "local":
+                recipes = [wanted for _, wanted in generation]
+                scored.spread(recipes, work, executor=executor, resources=resources, progress=False, stop=stop)
+            for step, wanted in generation:
+                row = scored.row(wanted, bar, stop)
+                steps.tell(row)
+                rows.append({"step": step, **row, "recipe": wanted.to_json()})
+                bar.set_description(f"keeps {steps.best:.0%} of both" if steps.best else "parents")
     return _table(rows, axes, {"recipe": json.loads(recipe.to_json()), "axes": axes, **scored.settings})
 
 
@@ -142,24 +156,26 @@ def best_recipe(found: pd.DataFrame) -> MergeRecipe:
 
 
 class _Steps:
-    """Which recipe comes next, from what was told of those before."""
+    """Which recipes come next, from what was told of those before."""
 
     def __init__(self, recipe: MergeRecipe, space: RatioSpace, axes: tuple[str, str], budget: int, seed: int):
         self._recipe, self._space, self._axes, self._budget, self._seed = recipe, space, axes, budget, seed
         self._scores: list[tuple[float, float]] = []
         self.best = 0.0
 
-    def __iter__(self) -> Iterator[tuple[str, MergeRecipe]]:
-        for share in (0.0, 1.0):
-            yield "parent", self._recipe.with_ratio(share)
-        for share in UNIFORM:
-            yield "uniform", self._recipe.with_ratio(share)
-        plain = [self._gain(scores) for scores in self._scores[2:]]
-        optimizer = self._optimizer(UNIFORM[plain.index(max(plain))], self._budget - len(UNIFORM))
-        for _ in range(self._budget - len(UNIFORM)):
-            candidate = optimizer.ask()
-            yield "search", self._recipe.with_ratio(self._space.share(candidate.value))
-            optimizer.tell(candidate, -self._gain(self._scores[-1]))
+    def __iter__(self) -> Iterator[list[tuple[str, MergeRecipe]]]:
+        """Yield generations: recipes that do not need each other's scores, all of which are told before the next."""
+        first = {0.0: "parent", 1.0: "parent"} | dict.fromkeys(UNIFORM, "uniform")
+        yield [(step, self._recipe.with_ratio(share)) for share, step in first.items()]
+        plain, left = [self._gain(scores) for scores in self._scores[2:]], self._budget - len(UNIFORM)
+        optimizer = self._optimizer(UNIFORM[plain.index(max(plain))], left)
+        population = 4 + int(3 * math.log(self._space.size))  # CMA-ES's own, which nevergrad takes, too
+        while left:
+            asked = [optimizer.ask() for _ in range(min(population, left))]
+            yield [("search", self._recipe.with_ratio(self._space.share(each.value))) for each in asked]
+            for candidate, scores in zip(asked, self._scores[-len(asked) :], strict=True):
+                optimizer.tell(candidate, -self._gain(scores))
+            left -= len(asked)
 
     def tell(self, row: dict[str, float]) -> None:
         """Take the scores of the recipe that came last."""

@@ -132,7 +132,7 @@ class RecipeScores:
             MergeError: What a process opened by the parents' names is not what is here.
             CellError: A cell failed; the rows before it are kept.
         """
-        missing = [recipe for recipe in recipes if recipe not in self]
+        missing = [*{self.key(recipe): recipe for recipe in recipes if recipe not in self}.values()]
 
         def keep(place: int, scored: tuple[str, Any, Any]) -> None:
             if scored[0] != self.key(missing[place]):
