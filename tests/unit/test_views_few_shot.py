@@ -1,6 +1,7 @@
 """The picture of the few-shot protocol."""
 
 import math
+import re
 
 import pandas as pd
 import pytest
@@ -63,3 +64,12 @@ def test_other_tables_and_too_many_lines_are_refused():
         FewShotPlot(table(), ["rouge_l"])
     with pytest.raises(ConfigError, match="5 parents and 2 scores; a picture holds up to 4 and 2"):
         FewShotPlot(table(parents="abcde"))
+
+
+def test_a_page_without_scripts_shows_the_lines_over_their_shots():
+    plot = FewShotPlot(table())
+    assert plot.picture.count("<polyline") == 4
+    texts = re.findall(r">([^<>]+)</text>", plot.picture)
+    assert texts.count("16") == texts.count("64") == 2
+    assert "&lt;b&gt;" in plot.picture
+    assert '<img alt="Scores against the number of shots" width="600"' in plot._repr_mimebundle_()["text/html"]

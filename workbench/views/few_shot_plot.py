@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.errors import ConfigError
+from workbench.views.curve_picture import WIDTH, curve_pictures
 from workbench.views.drawing import COLOURS
 from workbench.views.plots import DASHES, SYMBOLS, SweepPlot, finish
 
@@ -36,13 +37,14 @@ class FewShotPlot(SweepPlot):
             have = f"the table has the columns {list(table.columns)} and scores={names} are asked for"
             raise ConfigError(f"{have}; pass what shots_table returned, and some of its scores")
         parents, rows = list(dict.fromkeys(table["parent"])), table.to_dict("records")
+        ordered = sorted(rows, key=lambda row: row["k"])
         if len(parents) > len(SYMBOLS) or len(names) > 2:
             have = f"{len(parents)} parents and {len(names)} scores"
             raise ConfigError(f"{have}; a picture holds up to {len(SYMBOLS)} and 2: draw several")
         figure = make_subplots(cols=len(names), shared_xaxes=True, horizontal_spacing=0.1)
         for column, name in enumerate(names, start=1):
             for i, parent in enumerate(parents):
-                mine = sorted((row for row in rows if row["parent"] == parent), key=lambda row: row["k"])
+                mine = [row for row in ordered if row["parent"] == parent]
                 figure.add_trace(_line(mine, name, parent, i, legend=column == 1), row=1, col=column)
         seeds = sorted({row["n"] for row in rows if row["k"]}) or [1]
         about = f"means over tasks; n = {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds"
@@ -53,10 +55,22 @@ class FewShotPlot(SweepPlot):
             figure.update_yaxes(title=f"{name.replace('_', ' ')} (0 to 1)", col=column)
         reading = (
             "How to read this: from left to right each parent is fine-tuned on more examples of a task; 0 is the "
-            "parent as it is, measured once. Bars are 95 % t-intervals over seeds. A line that stays above another at "
-            "fewer shots learns faster; where the line of a kept score falls, fine-tuning made the parent forget."
+            "parent as it is, measured once. Bars, or the ranges in the table, are 95 % t-intervals over seeds. A line "
+            "that stays above another at fewer shots learns faster; where the line of a kept score falls, fine-tuning "
+            "made the parent forget."
         )
-        super().__init__(figure, picture="", table=_table(rows, names), reading=reading)
+        picture = curve_pictures(
+            {
+                name.replace("_", " "): {
+                    parent: [(math.log2(1 + row["k"]), row[name]) for row in ordered if row["parent"] == parent]
+                    for parent in parents
+                }
+                for name in names
+            },
+            ticks={math.log2(1 + k): str(k) for k in ks},
+            over="shots",
+        )
+        super().__init__(figure, picture=picture, table=_table(rows, names), reading=reading, width=WIDTH * len(names))
 
 
 def _line(rows: Sequence[dict[str, Any]], name: str, parent: str, i: int, *, legend: bool) -> go.Scatter:

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from workbench.errors import ConfigError
 from workbench.evaluation.suites import CLASSROOM
 from workbench.views.drawing import COLOURS, as_image, pareto_picture, ratio_picture
+from workbench.views.drawing import SIZE as PICTURE_SIZE
 from workbench.views.front import Curve, about_line, curves, ratios_of, score_names, second_parent
 
 GREY = "#777777"
@@ -31,14 +32,17 @@ class SweepPlot:
         picture: SVG of the same thing, or an empty text.
         table: HTML table of the same numbers.
         reading: How to read the picture, in one or two sentences.
+        width: Of the picture, in pixels.
     """
 
-    def __init__(self, figure: go.Figure, *, picture: str, table: str, reading: str) -> None:
-        self.figure, self.picture, self.table, self.reading = figure, picture, table, reading
+    def __init__(
+        self, figure: go.Figure, *, picture: str, table: str, reading: str, width: int = PICTURE_SIZE[0]
+    ) -> None:
+        self.figure, self.picture, self.table, self.reading, self.width = figure, picture, table, reading, width
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         title = str(self.figure.layout.title.text)  # pyright: ignore[reportAttributeAccessIssue]
-        image = as_image(self.picture, title) if self.picture else ""
+        image = as_image(self.picture, title, self.width) if self.picture else ""
         return {
             "application/vnd.plotly.v1+json": json.loads(self.figure.to_json() or "{}"),
             "text/html": f"<div>{image}<p>{html.escape(self.reading)}</p>{self.table}</div>",
