@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 # A page that stands alone shows each view's own picture and table; live widgets would be fetched from elsewhere.
 STILL := $(foreach kind,text/html text/markdown image/svg+xml image/png text/plain,--NbConvertBase.display_data_priority=$(kind))
+# JupyterLab would ask each new user whether to fetch news.
+NO_NEWS := {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}
 QUIET_LAB := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --ServerApp.ip=127.0.0.1
 
 .PHONY: help lab test test-slow lint types notebooks tour panel classroom skills bench scoreboard clean
@@ -20,6 +22,8 @@ $(VENV)/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
 	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[lab,compare]'
+	@mkdir -p $(VENV)/etc/jupyter/labconfig
+	@echo '$(NO_NEWS)' > $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.lab

@@ -1,15 +1,12 @@
 """The sliders in a real JupyterLab: moved by keyboard, read by name, legible everywhere, silent on the network."""
 
 import re
-import shutil
 import time
-from pathlib import Path
 
 import nbformat
 import pytest
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
-ROOT = Path(__file__).parents[2]
 SETUP = """
 import pandas as pd, workbench as wb
 from pico_language import byte_tokenizer, pico
@@ -225,16 +222,8 @@ def test_a_saved_untrusted_copy_shows_the_tables(driver) -> None:
 @pytest.mark.parametrize("name", ["00_tour.ipynb", "01_merge_ratio.ipynb"])
 def test_the_shipped_notebook_runs_and_its_sliders_move(driver, name: str) -> None:
     page = driver.page
-    folder = driver.lab.folder / "notebooks"
-    folder.mkdir(exist_ok=True)
-    notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
-    # The last cell closes the sliders; here they are still to be moved.
-    notebook.cells.pop()
-    nbformat.write(notebook, folder / name)
-    if not (driver.lab.folder / "data_samples").exists():
-        shutil.copytree(ROOT / "data_samples" / "results", driver.lab.folder / "data_samples" / "results")
     page.set_default_timeout(600_000)
-    driver.open(f"notebooks/{name}")
+    driver.open_shipped(name)
     driver.run_all()
     assert page.locator(".js-plotly-plot .main-svg").count() >= 1
     slider = page.get_by_role("slider", name="Share of clinical in the blend").first

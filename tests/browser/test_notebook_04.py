@@ -11,11 +11,6 @@ def test_a_token_shows_its_experts_and_a_muted_one_changes_the_answer(driver, tm
     page = driver.page
     page.set_default_timeout(900_000)
     driver.open_shipped("04_router_inspection.ipynb")
-    # The last cell closes the views; here they are still to be used.
-    driver.page.evaluate(
-        "jupyterapp.shell.currentWidget.content.model.sharedModel.deleteCell("
-        "jupyterapp.shell.currentWidget.content.model.cells.length - 1)"
-    )
     driver.run_all()
     inspector = page.locator(".wb-view", has=page.get_by_role("button", name="Ask"))
     inspector.first.scroll_into_view_if_needed()

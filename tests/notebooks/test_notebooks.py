@@ -65,6 +65,7 @@ def test_keeps_the_house_rules(path: Path) -> None:
     assert text.count("# change me") == 2, "two exercises"
     assert "Not yet" in text
     assert "transformers.__version__" in notebook.cells[-1].source
+    assert ".close()" not in text, "whoever runs all cells would see no view"
     assert not re.search(r"https?://(?!arxiv\.org/)", text), "a link that leads elsewhere than to a paper"
 
 
