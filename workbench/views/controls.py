@@ -1,4 +1,4 @@
-"""The small moving parts of a view: weight sliders, a curve over depth, a text to copy."""
+"""The small parts of a view: weight sliders, a curve over depth, a text to copy, and the style sheet of them all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ import anywidget
 import traitlets
 
 STATIC = Path(__file__).parent / "static"
+
+
+class StyleSheet(anywidget.AnyWidget):
+    """Shows nothing, and brings the style sheet to a view that has no other part which does."""
+
+    _esm = "export default {}"
+    _css = STATIC / "workbench.css"
+
+    def __init__(self) -> None:
+        super().__init__(layout={"display": "none"})
 
 
 class BlendWeights(anywidget.AnyWidget):

@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from workbench.records import Scores
+from workbench.views.controls import StyleSheet
 from workbench.views.curriculum_pictures import matrix_panel, memory_tables, ribbon_panel
 
 _PAUSE_S = 0.5
@@ -36,7 +37,7 @@ class CurriculumView(widgets.VBox):
         self.after: dict[str, Scores] = {} if before is None else {"before": before}
         self._parts = [widgets.HTML(), widgets.HTML(), widgets.HTML()]
         self._drawn = 0.0
-        super().__init__(children=self._parts)
+        super().__init__(children=[*self._parts, StyleSheet()])
         self.add_class("wb-view")
         self.draw()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from workbench.views.controls import StyleSheet
 from workbench.views.forms import button, status_line
 from workbench.views.router_drawing import Panel
 from workbench.views.skill_pictures import path_panels
@@ -34,7 +35,7 @@ class SkillSearch(WorkerView, widgets.VBox):
         self._picture, self._status = widgets.HTML(), widgets.HTML(status_line("Searching …"))
         self._button = button("Stop", "End after the try under way; the best weights so far are kept")
         self._button.on_click(lambda _: self.stop())
-        super().__init__(children=[self._picture, self._status, self._button])
+        super().__init__(children=[self._picture, self._status, self._button, StyleSheet()])
         self.add_class("wb-view")
         self._worker = LatestWorker(self._work, self._failed)
         self._worker.submit((search, args, settings))

@@ -11,6 +11,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from workbench.errors import ConfigError
+from workbench.views.controls import StyleSheet
 from workbench.views.curve_picture import curve_pictures
 from workbench.views.drawing import as_image
 
@@ -53,7 +54,9 @@ class TrainingView(widgets.VBox):
         self._drawn = 0.0
         self.refresh()
         note = widgets.HTML(f'<p class="wb-note">{HOW_TO_READ}</p>')
-        super().__init__(children=[self._picture, self._status, *([self._button] if self.run else []), note])
+        super().__init__(
+            children=[self._picture, self._status, *([self._button] if self.run else []), note, StyleSheet()]
+        )
         self.add_class("wb-view")
         if self.run is not None:
             self.run.watch(self._update)
