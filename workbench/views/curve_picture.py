@@ -68,8 +68,9 @@ def _chart(title: str, lines: Mapping[str, Points], ticks: Mapping[float, str] |
         doubled = f"{places} {places}" if len(line) == 1 else places
         parts.append(f'<polyline points="{doubled}" {style} stroke-linecap="round"/>')
         if len(lines) > 1 and i < 4:
-            x = LEFT + i * ACROSS / min(len(lines), 4)
-            short = html.escape(name if len(name) <= 9 else name[:8] + "…")
+            room = ACROSS / min(len(lines), 4)
+            x, most = LEFT + i * room, int((room - 15) / 5.2)
+            short = html.escape(name if len(name) <= most else name[: most - 1] + "…")
             parts.append(f'<line x1="{x}" x2="{x + 12}" y1="30" y2="30" {style}/>')
             parts.append(f'<text x="{x + 15}" y="34" fill="{SOFT}">{short}<title>{html.escape(name)}</title></text>')
     return "".join(parts)
