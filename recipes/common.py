@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 import workbench as wb
 from workbench.evaluation import BENCHMARKS, CLASSROOM, GENERATION, Task, read_benchmark
+from workbench.ops.processes import sharded
 from workbench.records import Example, records
 
 FORMATS: dict[str, dict[str, Any]] = {
@@ -54,8 +55,9 @@ def settings(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
 
 
 def load(options: argparse.Namespace, name: str) -> tuple[Any, Any]:
-    """Open a model in bfloat16."""
-    return wb.load_model(name, device=options.device, dtype="bfloat16", attn_implementation=options.attention)
+    """Open a model in bfloat16, on the device of its own process."""
+    device = str(PartialState().device) if options.device == "cuda" else options.device
+    return wb.load_model(name, device=device, dtype="bfloat16", attn_implementation=options.attention)
 
 
 def task(spec: str, split: str = "test") -> Task:
@@ -75,8 +77,8 @@ def examples(options: argparse.Namespace, specs: Sequence[str]) -> list[Example]
 
 
 def measure(options: argparse.Namespace, model: Any, tokenizer: Any) -> None:
-    """Score the test files on the main process, each with its interval."""
-    if options.test and PartialState().is_main_process:
+    """Score the test files, each with its interval: on the main process, or, in shards, on all that hold one."""
+    if options.test and (PartialState().is_main_process or sharded(model)):
         tasks = [task(spec) for spec in options.test]
         scores = wb.evaluate(model, tokenizer, tasks, limit=options.limit, on_long="skip", progress=False)
         say(scores.to_frame().to_markdown(index=False, floatfmt=".3f"))

@@ -45,6 +45,7 @@ def announce(
         exports: Whole models of the first one's size that are written.
         **more: Bytes that come to the memory, by what they are: `{name: models of the first one's size}`.
     """
+    PartialState(cpu=options.device == "cpu")  # says how many processes train, once for all that ask
     name = getattr(options, models[0])
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     found = estimate_training(config, adapter, length=options.length, **common.settings(options))

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,10 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType
 from peft import AdaLoraConfig, LoraConfig
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
+from two_processes import DDP, FSDP, in_shards, launch, shard_on_cpus
 
 UNIT = Path(__file__).parents[1] / "unit"
 sys.path.insert(0, str(UNIT))
@@ -55,9 +54,6 @@ KINDS = {
     "skills_input": lambda folder: SkillRouterConfig(skills=skills(folder), gate="input", initial_weights=0.2),
     "curriculum": lambda _: LoraMoeConfig(**MOE),
 }
-FSDP = (
-    "--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP --fsdp_cpu_ram_efficient_loading false"
-)
 
 
 def examples(stage="", n=24):
@@ -118,21 +114,9 @@ def held(run, curriculum):
     return {"bits": digest.hexdigest(), "state": {name: value for name, value in state.items() if name != "costs"}}
 
 
-def shard_on_cpus():
-    """Have Accelerate keep FSDP for two CPU processes, too: it drops it there without a word and takes DDP."""
-    place = PartialState.set_device
-
-    def set_device(self):
-        place(self)
-        self.distributed_type = DistributedType.MULTI_GPU
-
-    PartialState.set_device = set_device
-
-
 def main(folder, kinds, die_at):
     torch.set_num_threads(1)
-    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    if fsdp:
+    if fsdp := in_shards():
         shard_on_cpus()
     world = PartialState(cpu=True)
 
@@ -151,15 +135,8 @@ def main(folder, kinds, die_at):
         train(kinds[-1], folder / f"of-{world.process_index}", world.num_processes)
 
 
-def launch(folder, kinds, kind="--multi_gpu", die_at=0, **also):
-    """Start two processes; `--cpu` would start one, so the launcher of several does it, without a look for devices."""
-    rest = "--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
-    command = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", *kind.split(), *rest.split()]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "DIE_AT": str(die_at)} | also
-    return subprocess.run(
-        [*command, __file__, str(folder), *kinds],
-        env=environment, capture_output=True, text=True, cwd=UNIT.parents[1], timeout=900,
-    )  # fmt: skip
+def start(folder, kinds, kind=DDP, die_at=0, **environment):
+    return launch(__file__, [folder, *kinds], kind, DIE_AT=str(die_at), **environment)
 
 
 def history(folder):
@@ -176,7 +153,7 @@ def alone(tmp_path_factory):
 def together(tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
     skills(folder)
-    done = launch(folder, KINDS)
+    done = start(folder, KINDS)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -241,12 +218,12 @@ def test_the_first_process_alone_writes(together):
 
 
 def test_killed_processes_resume_to_the_same_bits(together, tmp_path):
-    died = launch(tmp_path, ["curriculum"], die_at=13)
+    died = start(tmp_path, ["curriculum"], die_at=13)
     assert died.returncode != 0
     assert not (tmp_path / "curriculum" / "adapter_model.safetensors").exists()
     kept = sorted(path.name for path in (tmp_path / "curriculum" / "checkpoints").rglob("checkpoint-*"))
     assert kept == ["checkpoint-4", "checkpoint-4", "checkpoint-8"]
-    done = launch(tmp_path, ["curriculum"])
+    done = start(tmp_path, ["curriculum"])
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("adapter_model.safetensors", "history.jsonl"):
         assert (tmp_path / "curriculum" / name).read_bytes() == (together / "curriculum" / name).read_bytes(), name
@@ -257,7 +234,7 @@ def test_killed_processes_resume_to_the_same_bits(together, tmp_path):
 def test_what_differs_is_rounding(tmp_path, kind):
     with in_double():
         train(kind, tmp_path / "alone", 1)
-    done = launch(tmp_path / "together", [kind], DOUBLE="1")
+    done = start(tmp_path / "together", [kind], DOUBLE="1")
     assert done.returncode == 0, done.stderr[-3000:]
     compare(tmp_path / "alone" / kind, tmp_path / "together" / kind, near=1e-12, norm=1e-12)
 
@@ -266,7 +243,7 @@ def test_what_differs_is_rounding(tmp_path, kind):
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     skills(folder)
-    done = launch(folder, KINDS, FSDP)
+    done = start(folder, KINDS, FSDP)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -278,10 +255,10 @@ def test_shards_learn_what_one_process_does(alone, shards, kind):
 
 @pytest.mark.parametrize(("kind", "step"), [("moe", 6), ("adalora", 6), ("curriculum", 13)])
 def test_killed_shards_resume(shards, tmp_path, kind, step):
-    died = launch(tmp_path, [kind], FSDP, die_at=step)
+    died = start(tmp_path, [kind], FSDP, die_at=step)
     assert died.returncode != 0
     assert not (tmp_path / kind / "adapter_model.safetensors").exists()
-    done = launch(tmp_path, [kind], FSDP)
+    done = start(tmp_path, [kind], FSDP)
     assert done.returncode == 0, done.stderr[-3000:]
     compare(shards / kind, tmp_path / kind)
 
