@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +20,10 @@ FORMATS: dict[str, dict[str, Any]] = {
     for name, task in {"mts_dialog": "note_section", "aci_bench": "full_note", "meqsum": "short_question"}.items()
 }
 """Published files that are no benchmark of `workbench.evaluation`, and how their rows become examples."""
+
+SPLITS = dict.fromkeys(["general", "medical", "specialist", "train", "task", "few_shot"], "train")
+SPLITS |= {"validation": "validation"} | dict.fromkeys(["test", "few_shot_test", "keep"], "test")
+"""The arguments that take `NAME=PATH`, and which rows each recipe wants of them."""
 
 
 def arguments(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
@@ -60,6 +65,15 @@ def load(options: argparse.Namespace, name: str) -> tuple[Any, Any]:
     return wb.load_model(name, device=device, dtype="bfloat16", attn_implementation=options.attention)
 
 
+def check(options: argparse.Namespace) -> None:
+    """Read every file that a recipe was given, so that a wrong one is not found after hours of training."""
+    for name, split in SPLITS.items():
+        given = getattr(options, name, None) or []
+        for spec in [given] if isinstance(given, str) else given:
+            task(spec, split)
+
+
+@cache
 def task(spec: str, split: str = "test") -> Task:
     """Read `NAME=PATH`: a benchmark, a published file of `FORMATS`, or any other name for a file in our format."""
     name, _, path = spec.partition("=")

@@ -1,7 +1,7 @@
 r"""SA-MDKIF (arXiv 2402.00474): one AdaLoRA for each of twelve skills, then a router that fuses them for a task.
 
     python recipes/sa_mdkif.py --model meta-llama/Llama-3.1-8B --out runs/sa_mdkif \
-        --skills summarisation=mts_dialog=MTS-Dialog-TrainingSet.csv multiple_choice=medmcqa=medmcqa/train.json ... \
+        --skills ner=ner.jsonl summarisation=mts_dialog=MTS-Dialog-TrainingSet.csv ... \
         --task pubmedqa=pubmedqa.json --test pubmedqa=pubmedqa_test.json [--shots 16] [--executor ray]
 
 With `--executor ray` the skills are trained side by side, a GPU each. With `--shots` CMA-ES finds the weights from so
@@ -22,12 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train the skills, fuse them, and score the test files."""
     parser = common.arguments(__doc__, lr=1e-3)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--skills", nargs="+", required=True, metavar="SKILL=NAME=PATH")
+    parser.add_argument("--skills", nargs="+", required=True, metavar="SKILL=[NAME=]PATH")
     parser.add_argument("--task", nargs="+", required=True, metavar="NAME=PATH", help="what the router is fitted to")
     parser.add_argument("--shots", type=int, default=None)
     parser.add_argument("--executor", choices=["local", "ray"], default="local")
     options = parser.parse_args(arguments)
-    pairs = [spec.partition("=")[::2] for spec in options.skills]
+    given = [spec.partition("=")[::2] for spec in options.skills]
+    pairs = [(skill, rest if "=" in rest else f"{skill}={rest}") for skill, rest in given]
     ranks = {"init_r": 12, "target_r": 8, "total_step": options.steps}
     adapter = AdaLoraConfig(**ranks, target_modules="all-linear", task_type="CAUSAL_LM")
     sizing.announce(options, ["model"], adapter, steps=options.steps * (len(pairs) + (options.shots is None)))

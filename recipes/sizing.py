@@ -35,7 +35,7 @@ def announce(
     exports: int = 0,
     **more: Any,
 ) -> None:
-    """Print memory, time and disk, check them; for a dry run, put tiny models in the models' places.
+    """Read all files, print memory, time and disk, check them; for a dry run, put tiny models in the models' places.
 
     Args:
         options: The recipe's; a dry run changes it.
@@ -46,6 +46,7 @@ def announce(
         **more: Bytes that come to the memory, by what they are: `{name: models of the first one's size}`.
     """
     PartialState(cpu=options.device == "cpu")  # says how many processes train, once for all that ask
+    common.check(options)
     name = getattr(options, models[0])
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     found = estimate_training(config, adapter, length=options.length, **common.settings(options))

@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--executor", choices=["local", "ray"], default="local")
     options = parser.parse_args(arguments)
+    tuned, asked = ({spec.partition("=")[0] for spec in specs} for specs in (options.few_shot, options.few_shot_test))
+    if tuned != asked:
+        parser.error(f"--few-shot names {sorted(tuned)} and --few-shot-test {sorted(asked)}; give both for each task")
     adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     cells = len(options.few_shot) * len(options.shots) * options.seeds * (len(PARENTS) + 1)
     # While ratios are scored, both parents and the merge are held.

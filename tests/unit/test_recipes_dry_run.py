@@ -18,6 +18,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from workbench.errors import WorkbenchError
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 WIDE = {
     "vocab_size": 260, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -111,7 +113,7 @@ def test_sparse_doctor(run, place, file):
 @pytest.mark.filterwarnings("ignore:none of:workbench.errors.WorkbenchWarning")
 def test_sa_mdkif(run, place, file, shots):
     model = place("llama", "model")
-    skills = ["--skills", f"one={file('first')}", f"two={file('second')}"]
+    skills = ["--skills", f"one={file('first')}", file("second")]  # with a name for its format, and without
     probe = file("probe", ["a", "b"])
     printed = run("sa_mdkif", "--model", model, *skills, "--task", file("new"), "--test", probe, *shots)
     check(printed, model)
@@ -152,6 +154,18 @@ def test_too_little_memory_stops_before_anything_is_loaded(run, place, file, mon
     arguments = ["--model", place("qwen3", "model"), "--train", file("lesson"), "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit, match=r"this needs about .* of memory and cpu has .* or go on with --yes"):
         module.main([*arguments, *COMMON[:-1]])
+
+
+def test_wrong_files_are_found_before_hours_of_training(run, place, file, capsys):
+    model, lesson = place("qwen3", "model"), file("lesson")
+    with pytest.raises(WorkbenchError, match=r"gone\.jsonl"):
+        run("sparse_doctor", "--model", model, "--train", lesson, "--test", "probe=gone.jsonl")
+    with pytest.raises(WorkbenchError, match=r"gone\.jsonl"):
+        run("sa_mdkif", "--model", model, "--skills", f"one={lesson}", "--task", "new=gone.jsonl")
+    parents = [part for name in ("instruct", "clinical", "base") for part in (f"--{name}", model)]
+    with pytest.raises(SystemExit):
+        run("weight_merging", *parents, "--validation", file("probe", ["a", "b"]), "--few-shot", lesson)
+    assert "--few-shot names ['lesson'] and --few-shot-test []; give both" in capsys.readouterr().err
 
 
 def test_a_file_without_a_name_is_refused(run, place, tmp_path):
