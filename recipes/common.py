@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import pandas as pd
 import torch
 from accelerate import PartialState
 
@@ -21,7 +22,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 """Published files that are no benchmark of `workbench.evaluation`, and how their rows become examples."""
 
-SPLITS = dict.fromkeys(["general", "medical", "specialist", "train", "task", "few_shot"], "train")
+SPLITS = dict.fromkeys(["general", "medical", "specialist", "train", "files", "task", "few_shot"], "train")
 SPLITS |= {"validation": "validation"} | dict.fromkeys(["test", "few_shot_test", "keep"], "test")
 """The arguments that take `NAME=PATH`, and which rows each recipe wants of them."""
 
@@ -65,24 +66,43 @@ def load(options: argparse.Namespace, name: str) -> tuple[Any, Any]:
     return wb.load_model(name, device=device, dtype="bfloat16", attn_implementation=options.attention)
 
 
+def call(main: Callable[[], None]) -> None:
+    """Run a recipe from the command line, where an error of ours is one text."""
+    try:
+        main()
+    except wb.WorkbenchError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
 def check(options: argparse.Namespace) -> None:
-    """Read every file that a recipe was given, so that a wrong one is not found after hours of training."""
+    """Read every file that a recipe was given, so that a wrong one is not found after hours, and tell what leaks."""
+    parts: dict[str, list[Task]] = {split: [] for split in SPLITS.values()}
     for name, split in SPLITS.items():
         given = getattr(options, name, None) or []
-        for spec in [given] if isinstance(given, str) else given:
-            task(spec, split)
+        parts[split] += [task(spec, split) for spec in ([given] if isinstance(given, str) else given)]
+    trained = {row.prompt() for one in parts.pop("train") for row in one.rows()}
+    for one in (one for part in parts.values() for one in part):
+        known = sum(row.prompt() in trained for row in one.rows())
+        if known:
+            say(f"Beware: {known} of {len(one.rows())} rows to score of {one.name!r} are among those to train on.")
 
 
 @cache
 def task(spec: str, split: str = "test") -> Task:
-    """Read `NAME=PATH`: a benchmark, a published file of `FORMATS`, or any other name for a file in our format."""
+    """Read `NAME=PATH`: a benchmark, a published file of `FORMATS`, or any other name for a file in our format.
+
+    Of a file whose rows are of several splits, those of the split are taken.
+    """
     name, _, path = spec.partition("=")
     if not path:
         raise SystemExit(f"{spec!r}: write NAME=PATH, where NAME is a benchmark ({', '.join(BENCHMARKS)}), a format "
                          f"({', '.join(FORMATS)}), or your own word for a file in the project's format")  # fmt: skip
     if name in BENCHMARKS or name in CLASSROOM:
         return read_benchmark(name, path, split=split, on_bad="skip").task
-    return Task(name=name, examples=records(wb.load_examples(path, **FORMATS.get(name, {})).to_list()))
+    rows = records(wb.load_examples(path, **FORMATS.get(name, {})).to_list())
+    if len({row.split for row in rows}) > 1:
+        rows = [row for row in rows if row.split == split]
+    return Task(name=name, examples=rows, metric="composite" if name in FORMATS else "")
 
 
 def examples(options: argparse.Namespace, specs: Sequence[str]) -> list[Example]:
@@ -91,11 +111,22 @@ def examples(options: argparse.Namespace, specs: Sequence[str]) -> list[Example]
 
 
 def measure(options: argparse.Namespace, model: Any, tokenizer: Any) -> None:
-    """Score the test files, each with its interval: on the main process, or, in shards, on all that hold one."""
-    if options.test and (PartialState().is_main_process or sharded(model)):
-        tasks = [task(spec) for spec in options.test]
-        scores = wb.evaluate(model, tokenizer, tasks, limit=options.limit, on_long="skip", progress=False)
-        say(scores.to_frame().to_markdown(index=False, floatfmt=".3f"))
+    """Score the test files, each with its interval: on the main process, or, in shards, on all that hold one.
+
+    Raises:
+        SystemExit: A file could not be scored; the others are.
+    """
+    found, failed = [], []
+    for spec in options.test if PartialState().is_main_process or sharded(model) else ():
+        try:
+            one = wb.evaluate(model, tokenizer, [task(spec)], limit=options.limit, on_long="skip", progress=False)
+            found.append(one.to_frame().iloc[:1])
+        except wb.WorkbenchError as error:
+            failed.append(f"{spec} was not scored: {error}")
+    if found:
+        say(pd.concat(found).to_markdown(index=False, floatfmt=".3f"))
+    if failed:
+        raise SystemExit("\n".join(failed))
 
 
 def say(text: str) -> None:

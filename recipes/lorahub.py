@@ -112,4 +112,4 @@ def measure(options: Any, model: Any, tokenizer: Any, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.call(main)

@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     given = [spec.partition("=")[::2] for spec in options.skills]
     pairs = [(skill, rest if "=" in rest else f"{skill}={rest}") for skill, rest in given]
+    options.files = [spec for _, spec in pairs]
     ranks = {"init_r": 12, "target_r": 8, "total_step": options.steps}
     adapter = AdaLoraConfig(**ranks, target_modules="all-linear", task_type="CAUSAL_LM")
     sizing.announce(options, ["model"], adapter, steps=options.steps * (len(pairs) + (options.shots is None)))
@@ -65,4 +66,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.call(main)

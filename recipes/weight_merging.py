@@ -113,4 +113,4 @@ def labelled(specs: Sequence[str], split: str) -> dict[str, list[Example]]:
 
 
 if __name__ == "__main__":
-    main()
+    common.call(main)

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def file(tmp_path):
 
     def write(name, choices=None):
         rows = [
-            {"id": f"{name}{i}", "skill": name, "query": f"What is {i}?", "answer": "ab"[i % 2], "choices": choices}
+            {"id": f"{name}{i}", "skill": name, "query": f"What {name} is {i}?", "answer": "ab"[i % 2], "choices": choices}
             for i in range(6)
         ]
         path = tmp_path / f"{name}.jsonl"
@@ -84,7 +85,7 @@ def file(tmp_path):
 
 def check(printed, model):
     """The estimate says what it takes of the full model, the time with its assumptions, and comes first."""
-    assert printed.startswith(f"{model}, ")
+    assert re.search(rf"^{re.escape(model)}, ", printed, re.MULTILINE)
     assert re.search(r"activations without gradient checkpointing .*, with ", printed)
     assert "assumed: 35% of 1.00 TFLOP/s (given)" in printed
     assert printed.index("assumed: 35%") < printed.index("Dry run: two steps")
@@ -130,6 +131,7 @@ def test_weight_merging(run, place, file):
     check(printed, parents["instruct"])
     assert "  parents " in printed
     assert printed.count("| linear ") == printed.count("| slerp ") == 2
+    assert "Beware: 6 of 6 rows to score of 'task' are among those to train on" in printed
     assert "Chosen on validation, and exported" in printed
     for parent in ("merged", *parents):
         assert printed.count(f" {parent} ") >= 2
@@ -166,6 +168,24 @@ def test_wrong_files_are_found_before_hours_of_training(run, place, file, capsys
     with pytest.raises(SystemExit):
         run("weight_merging", *parents, "--validation", file("probe", ["a", "b"]), "--few-shot", lesson)
     assert "--few-shot names ['lesson'] and --few-shot-test []; give both" in capsys.readouterr().err
+
+
+def test_rows_of_the_split_are_taken_and_those_that_leak_are_told(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    common = importlib.import_module("common")
+    kinds = ["train"] * 4 + ["test"] * 2
+    rows = [{"id": f"{i}", "skill": "s", "query": f"{i % 5}?", "answer": "a", "split": kinds[i]} for i in range(6)]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = f"own={tmp_path / 'all.jsonl'}"
+    assert [row.id for row in common.task(spec, "train").rows()] == ["0", "1", "2", "3"]
+    assert [row.id for row in common.task(spec, "test").rows()] == ["4", "5"]
+    common.check(SimpleNamespace(train=[spec], test=[spec]))
+    assert "Beware: 1 of 2 rows to score of 'own' are among those to train on" in capsys.readouterr().out
+    common.check(SimpleNamespace(train=[spec], test=[]))
+    assert capsys.readouterr().out == ""
+    meqsum = tmp_path / "meqsum.jsonl"
+    meqsum.write_text(json.dumps({"question": "A long question?", "summary": "Short?"}) + "\n")
+    assert common.task(f"meqsum={meqsum}").metric == "composite"
 
 
 def test_a_file_without_a_name_is_refused(run, place, tmp_path):
