@@ -1,5 +1,6 @@
 """Benchmarks through lm-eval on models that know nothing, and on a local server that answers, fails and is silent."""
 
+import copy
 import json
 import math
 import sys
@@ -138,8 +139,6 @@ def test_what_cannot_be_run(loaded, tmp_path, monkeypatch):
         run_benchmarks(model, tokenizer, {})
     with pytest.raises(ConfigError, match=r"on_long='drop': the numbers must be at least 1, and on_long 'error' or"):
         run_benchmarks(model, tokenizer, files, on_long="drop")
-    with pytest.raises(ConfigError, match=r"store='.*' keeps the answers of an Endpoint; leave it out for a model"):
-        run_benchmarks(model, tokenizer, files, store=tmp_path)
     endpoint = Endpoint("http://127.0.0.1:9/v1", "far")
     with pytest.raises(ConfigError, match=r"chat_template=False, and the endpoint applies its own"):
         run_benchmarks(endpoint, None, files, chat_template=False)
@@ -241,6 +240,39 @@ def test_a_model_may_write_its_answers_too(loaded, tmp_path):
     assert scores["mmlu_medical"].n == 2
 
 
+def test_a_model_that_is_interrupted_goes_on_where_it_stopped(loaded, tmp_path, monkeypatch):
+    from lm_eval.models.huggingface import HFLM
+
+    model, tokenizer = loaded
+    files, store, calls = {"mmlu_medical": exam(tmp_path, 6)}, tmp_path / "answers", []
+    compute = HFLM._model_call
+
+    def counted(self, *args, **kwargs):
+        calls.append(len(calls))
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return compute(self, *args, **kwargs)
+
+    stop = 0
+    monkeypatch.setattr(HFLM, "_model_call", counted)
+    wanted, whole = run_benchmarks(model, tokenizer, files, batch_size=1), len(calls)
+    calls.clear()
+    stop = 4
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmarks(model, tokenizer, files, batch_size=1, store=store)
+    calls.clear()
+    stop = 0
+    assert run_benchmarks(model, tokenizer, files, batch_size=1, store=store).outputs == wanted.outputs
+    assert 0 < len(calls) == whole - 3
+    calls.clear()
+    assert run_benchmarks(model, tokenizer, files, batch_size=1, store=store).outputs == wanted.outputs
+    assert calls == []
+    trained = copy.deepcopy(model)
+    next(trained.parameters()).data.mul_(1.5)
+    run_benchmarks(trained, tokenizer, files, batch_size=1, store=store)
+    assert len(calls) == whole
+
+
 def test_a_model_of_lm_eval_is_taken_as_it_is(loaded, tmp_path):
     from lm_eval.models.huggingface import HFLM
 
@@ -249,3 +281,5 @@ def test_a_model_of_lm_eval_is_taken_as_it_is(loaded, tmp_path):
     ours = run_benchmarks(loaded[0], byte_tokenizer(), files)
     assert given.outputs == ours.outputs
     assert (given.settings["chat_template"], ours.settings["chat_template"]) == (False, False)
+    with pytest.raises(ConfigError, match=r"store='.*' keeps the answers of a model or an Endpoint; leave it out"):
+        run_benchmarks(HFLM(pretrained=loaded[0], tokenizer=byte_tokenizer()), None, files, store=tmp_path)

@@ -73,7 +73,13 @@ def file(tmp_path):
 
     def write(name, choices=None):
         rows = [
-            {"id": f"{name}{i}", "skill": name, "query": f"What {name} is {i}?", "answer": "ab"[i % 2], "choices": choices}
+            {
+                "id": f"{name}{i}",
+                "skill": name,
+                "query": f"What {name} is {i}?",
+                "answer": "ab"[i % 2],
+                "choices": choices,
+            }
             for i in range(6)
         ]
         path = tmp_path / f"{name}.jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from workbench.evaluation.metrics import METRICS
 from workbench.evaluation.runner import fitting, summary, with_length
 from workbench.evaluation.suites import resolve
 from workbench.generation import Endpoint, evaluating
+from workbench.ops.digest import add_weights
 from workbench.records import Output, Scores
 
 _LETTER, _OPEN_ENDED = 64, 256
@@ -62,9 +64,9 @@ def run_benchmarks(
         batch_size: Most sequences computed, or requests sent, together.
         on_bad: `error` or `skip`, as in `read_benchmark`.
         on_long: `error` or `skip`: what to do with a question that exceeds the model's context, with its answer.
-        store: A folder in which an endpoint's answers are kept as they come, so that a run that failed goes on with
-            those that are missing. It is bound to the address and the model's name there. lm-eval reads it by pickle:
-            open none that someone else has written.
+        store: A folder in which answers are kept as they come, so that a run that failed goes on with those that are
+            missing: bound to an endpoint's address and the model's name there, or to a model's weights and vocabulary.
+            lm-eval reads it by pickle: open none that someone else has written.
 
     Returns:
         Scores by benchmark. `settings["benchmarks"]` says of each how it was asked, what was left out and why, how
@@ -211,22 +213,33 @@ def _language_model(model: Any, tokenizer: Any, batch_size: int, store: str | Pa
         ) from error
     from workbench.evaluation.served import ServedModel
 
-    if store is not None and not isinstance(model, Endpoint):
-        raise ConfigError(f"store={str(store)!r} keeps the answers of an Endpoint; leave it out for a model")
+    if store is not None and isinstance(model, LM):
+        raise ConfigError(
+            f"store={str(store)!r} keeps the answers of a model or an Endpoint; leave it out for an LM of lm-eval, "
+            "of which it cannot be told whose answers they are"
+        )
     with ExitStack() as stack:
         log = logging.getLogger("lm_eval")
         stack.callback(log.setLevel, log.level)
         log.setLevel(logging.ERROR)
         if isinstance(model, Endpoint):
             lm: Any = ServedModel(model, at_once=batch_size)
-            if store is not None:
-                name = hashlib.sha256(f"{model.url}\0{model.model}".encode()).hexdigest()[:32]
-                lm = CachingLM(lm, str(Path(store) / f"{name}.db"))
-                stack.callback(lm.dbdict.close)
         elif isinstance(model, LM):
             lm = model
         else:
             stack.enter_context(evaluating(model))
             wrap: Any = HFLM
             lm = wrap(pretrained=model, tokenizer=deepcopy(tokenizer), batch_size=batch_size)
+        if store is not None:
+            lm = CachingLM(lm, str(Path(store) / f"{_identity(model, tokenizer)}.db"))
+            stack.callback(lm.dbdict.close)
         yield lm
+
+
+def _identity(model: Any, tokenizer: Any) -> str:
+    """Return what answers are kept under: those of another model, or of the same one trained on, are not its own."""
+    if isinstance(model, Endpoint):
+        return hashlib.sha256(f"{model.url}\0{model.model}".encode()).hexdigest()[:32]
+    digest = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+    add_weights(digest, model)
+    return digest.hexdigest()[:32]

@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from workbench.errors import ConfigError, MergeError
@@ -19,6 +18,7 @@ from workbench.evaluation.suites import Suite, resolve
 from workbench.fanout import CellsStopped, run_cells
 from workbench.merging.live import LiveMerge
 from workbench.merging.recipe import MergeRecipe
+from workbench.ops.digest import add_weights
 from workbench.records import Scores
 from workbench.search.store import RowStore
 
@@ -201,7 +201,5 @@ def _fingerprint(live: LiveMerge) -> str:
     """Digest the parents' weights, since a rebuilt model keeps its name, and what they read and write with."""
     digest = hashlib.blake2b(str(getattr(live.tokenizer, "chat_template", None)).encode())
     for parent in range(len(live.parents)):
-        for name, tensor in live.parent(parent).state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        add_weights(digest, live.parent(parent))
     return digest.hexdigest()
