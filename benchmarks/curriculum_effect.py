@@ -38,6 +38,7 @@ from workbench.fanout import run_cells
 from workbench.models import data_samples_root, load_model
 from workbench.records import Scores
 from workbench.routing.stats import over_seeds
+from workbench.search.store import RowStore
 from workbench.training import train
 
 TIERS = {
@@ -120,23 +121,15 @@ def goal(row: dict[str, Any]) -> float:
 
 def run_all(cells: list[dict[str, Any]], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Return each cell's row, computing only those that no earlier call has computed."""
-    path = arguments.out / "cells.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    done = {key_of(row["cell"]): row for row in map(json.loads, filter(whole, lines))}
-    left = list({key_of(cell): cell for cell in cells if key_of(cell) not in done}.values())
-
-    def keep(place: int, row: dict[str, Any]) -> None:
-        done[key_of(left[place])] = row
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-    run_cells(run_cell, left, executor=arguments.executor, on_result=keep)
-    return [done[key_of(cell)] for cell in cells]
-
-
-def whole(line: str) -> bool:
-    """Tell whether a line was written to its end."""
-    return line.startswith("{") and line.endswith("}")
+    store = RowStore(arguments.out / "cells.sqlite")
+    left = list({key_of(cell): cell for cell in cells if key_of(cell) not in store}.values())
+    run_cells(
+        run_cell,
+        left,
+        executor=arguments.executor,
+        on_result=lambda place, row: store.add(key_of(left[place]), row, left[place]),
+    )
+    return [store[key_of(cell)] for cell in cells]
 
 
 def key_of(cell: dict[str, Any]) -> str:
