@@ -17,7 +17,7 @@ def average(values: Tensor) -> Tensor:
 
     Every process must call it, the same number of times and in the same order.
     """
-    if _alone():
+    if alone():
         return values.detach()
     total = values.detach().to(torch.promote_types(values.dtype, torch.float32)).clone()
     distributed.all_reduce(total)
@@ -29,7 +29,7 @@ def gather(rows: Tensor, dim: int = 0) -> Tensor:
 
     Every process must call it, with equally many rows.
     """
-    if _alone():
+    if alone():
         return rows.detach()
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(distributed.get_world_size())]
     distributed.all_gather(parts, rows.detach().contiguous())
@@ -38,7 +38,7 @@ def gather(rows: Tensor, dim: int = 0) -> Tensor:
 
 def gather_objects(value: object) -> list[object]:
     """Return the picklable value of each process, in their order; every process must call it."""
-    if _alone():
+    if alone():
         return [value]
     parts: list[object] = [None] * distributed.get_world_size()
     distributed.all_gather_object(parts, value)
@@ -66,5 +66,6 @@ def put(tensor: Tensor, values: Tensor) -> None:
     tensor.copy_(values)
 
 
-def _alone() -> bool:
+def alone() -> bool:
+    """Say whether no other process trains beside this one."""
     return not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1

@@ -21,6 +21,7 @@ from workbench.deltas import Delta
 from workbench.deltas.terms import Factors
 from workbench.deltas.weights import Weights
 from workbench.errors import ConfigError, ModelError
+from workbench.ops.processes import alone
 
 
 class SkillRouterLayer(nn.Module, BaseTunerLayer):
@@ -111,8 +112,11 @@ class SkillRouterLayer(nn.Module, BaseTunerLayer):
         """
         gate, key = self.skill_router_gate[name], (name, self.training)
         if not isinstance(gate.weight, DTensor):
-            self.used[key] = gate().clone()
-        elif key not in self.used:
+            weights = gate()
+            if not alone():
+                self.used[key] = weights.clone()
+            return weights
+        if key not in self.used:
             raise ModelError(
                 f"the weights of adapter {name!r} are in shards of FSDP and the layer that holds them has not run; run "
                 "the model first, with the whole of its layers."
