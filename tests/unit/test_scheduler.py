@@ -180,7 +180,9 @@ def test_caches_are_freed_when_answers_end():
     with scheduler({"pico": pico(), "merged": LiveMerge(RECIPE, models=parents())}) as one:
         for _ in range(2):
             ended([one.submit(Request(name, "x", max_new_tokens=5)) for name in ("pico", "merged") for _ in range(6)])
-            while one.stats()["writing"]:
+            # The thread lets go of a cache just after it has told of the last answer.
+            patience = time.monotonic() + 20
+            while (one.stats()["writing"] or caches() != before) and time.monotonic() < patience:
                 time.sleep(0.01)
             assert caches() == before
 
