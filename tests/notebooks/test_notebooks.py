@@ -16,6 +16,8 @@ SECONDS_A_CELL = 600
 
 pytestmark = pytest.mark.notebook
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+TRAINS = ("03_lora_moe", "04_router_inspection")
+"""These train for a minute or more."""
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
@@ -26,7 +28,9 @@ def outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [output for cell in code_cells(notebook) for output in cell.outputs]
 
 
-@each
+@pytest.mark.parametrize(
+    "path", [pytest.param(one, id=one.stem, marks=[pytest.mark.slow] * (one.stem in TRAINS)) for one in NOTEBOOKS]
+)
 @pytest.mark.timeout(1800)
 def test_runs_without_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
