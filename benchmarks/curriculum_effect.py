@@ -69,7 +69,7 @@ MEASURES = ("specialist", "general", "unseen", "average_accuracy", "forgetting",
             "distinct_2", "self_bleu", "examples_to_shuffled", "tokens", "tera_operations", "seconds")  # fmt: skip
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="classroom/base")
     parser.add_argument("--out", type=Path, default=Path("out/curriculum_effect"))
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--executor", default="local", choices=["local", "ray"])
     parser.add_argument("--save", action="store_true", help="write data_samples/results/curriculum_effect.csv")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     fixed = {name: getattr(arguments, name) for name in ("model", "steps", "batch_size", "limit", "device", "threads")}
     arguments.out.mkdir(parents=True, exist_ok=True)
     tried = [
