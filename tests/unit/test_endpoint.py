@@ -142,3 +142,22 @@ def test_nobody_there_and_no_key():
     one = Scheduler(make_variants({"far": Endpoint(url, "well")}, TOKENIZER))
     with one, pytest.raises(ConfigError, match="'far' is an endpoint"):
         one.surprise(Request("far", "x"), "y")
+
+
+def test_a_panel_shows_an_endpoint_beside_a_model():
+    from gradio_client import Client
+
+    from workbench.views.panel.panel import compare_panel
+
+    with serving() as (server, url):
+        panel = compare_panel({"far": Endpoint(url, "well"), "near": pico(context=600)}, byte_tokenizer(chat=True))
+        panel.launch(prevent_thread_lock=True, quiet=True, inline=False)
+        client = Client(panel.local_url, verbose=False)
+        try:
+            outputs = client.predict("fever", "named", False, ["far", "near"], 8, 0, 0, "nothing", api_name="/ask")
+        finally:
+            client.close()
+            panel.close()
+    panes = " ".join(str(one) for one in outputs)
+    assert "Good morning ☀" in panes
+    assert server.seen[0][2]["messages"][-1]["content"] == "fever"
