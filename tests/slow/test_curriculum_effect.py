@@ -1,25 +1,15 @@
 """The experiment on the curriculum's effect, at a size where it can show nothing but that it works."""
 
-import importlib.util
 import sqlite3
-import sys
-from pathlib import Path
 
 import pytest
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "curriculum_effect.py"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def effect():
-    spec = importlib.util.spec_from_file_location("curriculum_effect", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["curriculum_effect"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["curriculum_effect"]
+def effect(script):
+    return script("curriculum_effect")
 
 
 def test_every_arm_is_searched_paired_and_goes_on_from_its_store(effect, tmp_path, capsys, monkeypatch):

@@ -17,29 +17,18 @@ from workbench.evaluation.metrics import score
 from workbench.records import SKILLS, Example, records
 from workbench.training.skills import skill_adapter, train_skills
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 pytestmark = pytest.mark.slow
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the public data sets are not at {SHARED}")
 
 
-def script(name):
-    sys.path.insert(0, str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    sys.path.remove(str(BENCHMARKS))
-    return module
-
-
 @pytest.fixture(scope="module")
-def effect():
+def effect(script):
     return script("skills_effect")
 
 
 @pytest.fixture(scope="module")
-def real():
+def real(script):
     return script("skills_real")
 
 

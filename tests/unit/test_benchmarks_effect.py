@@ -1,27 +1,18 @@
 """The experiment on the mixture's effect, at a size where it can show nothing but that it works."""
 
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 from pico_language import byte_tokenizer, pico
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "lora_moe_effect.py"
 SMALL = ["--tasks", "entity_synonymy", "exam_backward", "--limit", "1", "--watched", "1", "--batch-size", "2"]
 
 
 @pytest.fixture(scope="module")
-def effect():
-    spec = importlib.util.spec_from_file_location("lora_moe_effect", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["lora_moe_effect"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["lora_moe_effect"]
+def effect(script):
+    return script("lora_moe_effect")
 
 
 @pytest.fixture

@@ -1,22 +1,16 @@
 """The benchmark of training, end to end at a size where it can show nothing but that it works."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "train_gpu.py"
 SMALL = ["--shapes", "pico", "--batch", "2", "--tokens", "24", "--steps", "5", "--warm-up", "1"]
 
 
 @pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location("train_gpu", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def bench(script):
+    return script("train_gpu")
 
 
 def test_every_arm_has_a_row_with_its_figures(bench, capsys):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from pico_language import byte_tokenizer, pico
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra `eval`)")
@@ -271,6 +272,12 @@ def test_a_model_that_is_interrupted_goes_on_where_it_stopped(loaded, tmp_path, 
     next(trained.parameters()).data.mul_(1.5)
     run_benchmarks(trained, tokenizer, files, batch_size=1, store=store)
     assert len(calls) == whole
+    for alpha in (8, 16):
+        calls.clear()
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, lora_alpha=alpha, target_modules=["q_proj"], init_lora_weights=False)
+        run_benchmarks(get_peft_model(copy.deepcopy(model), config), tokenizer, files, batch_size=1, store=store)
+        assert len(calls) == whole, "the same weights with another alpha are another model"
 
 
 def test_a_model_of_lm_eval_is_taken_as_it_is(loaded, tmp_path):

@@ -1,26 +1,16 @@
 """The experiment on the few-shot protocol: what it asks for, chooses and says; the cells are made up."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 BEST = {"merged": 0.02, "clinical": 0.005, "instruct": 0.01, "base": 0.01}
 
 
 @pytest.fixture(scope="module")
-def effect():
-    sys.path.insert(0, str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("few_shot_effect", BENCHMARKS / "few_shot_effect.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(BENCHMARKS))
-    sys.modules.pop("lora_moe_effect", None)
+def effect(script):
+    return script("few_shot_effect")
 
 
 @pytest.fixture

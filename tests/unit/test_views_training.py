@@ -7,6 +7,7 @@ import pytest
 
 from workbench.errors import ConfigError
 from workbench.training import Run, TrainSettings
+from workbench.views.controls import StyleSheet
 from workbench.views.curve_picture import curve_pictures
 from workbench.views.training_view import TrainingView, charts, table
 
@@ -66,6 +67,12 @@ def test_it_redraws_seldom_while_a_run_goes_on(tmp_path):
     run.history.extend(ROWS)
     run._tell()
     assert "<svg" not in view._picture.value
+
+
+def test_it_brings_its_style_sheet(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    sheets = [child for child in TrainingView(tmp_path).children if isinstance(child, StyleSheet)]
+    assert [".wb-view" in sheet._css for sheet in sheets] == [True]
 
 
 def test_a_folder_of_another_process_is_read_again(tmp_path):

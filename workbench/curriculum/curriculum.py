@@ -136,16 +136,16 @@ class Curriculum:
         opened = self.order == "shuffled" or self.specialist in self._names[: index + 1]
         scale = 0.5 if opened and self.fine_tune_coef > 0 else 1.0
         # Of a model in shards every process must run its part when one does: of a row that weighs 0 then.
-        alone = [0] if sharded(model) else []
+        dummy = [0] if sharded(model) else []
         rows = [i for i, id in enumerate(batch.ids) if id in self._anchored]
         share = None if self._previous is None else _share((batch.inputs["labels"][rows, 1:] != -100).sum())
         if share is not None:
-            read = self._consistency(model, batch, rows or alone, share)
+            read = self._consistency(model, batch, rows or dummy, share)
             terms["consistency"] = scale * self.consistency_coef * read
         rows = [i for i, id in enumerate(batch.ids) if self._fine_tunes(id)]
         share = None if self.fine_tune_coef == 1 else _share(batch.inputs["labels"].new_tensor(len(rows)))
         if share is not None:
-            read = self._fine_tune(model, batch, rows or alone, share)
+            read = self._fine_tune(model, batch, rows or dummy, share)
             terms["fine_tune"] = scale * (self.fine_tune_coef - 1) * read
         return terms
 

@@ -65,8 +65,8 @@ def run_benchmarks(
         on_bad: `error` or `skip`, as in `read_benchmark`.
         on_long: `error` or `skip`: what to do with a question that exceeds the model's context, with its answer.
         store: A folder in which answers are kept as they come, so that a run that failed goes on with those that are
-            missing: bound to an endpoint's address and the model's name there, or to a model's weights and vocabulary.
-            lm-eval reads it by pickle: open none that someone else has written.
+            missing: bound to an endpoint's address and the model's name there, or to a model's weights, configuration
+            (its adapter's, too) and vocabulary. lm-eval reads it by pickle: open none that someone else has written.
 
     Returns:
         Scores by benchmark. `settings["benchmarks"]` says of each how it was asked, what was left out and why, how
@@ -240,6 +240,15 @@ def _identity(model: Any, tokenizer: Any) -> str:
     """Return what answers are kept under: those of another model, or of the same one trained on, are not its own."""
     if isinstance(model, Endpoint):
         return hashlib.sha256(f"{model.url}\0{model.model}".encode()).hexdigest()[:32]
-    digest = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+    # What the same weights say depends on settings such as an adapter's alpha.
+    adapters = {name: config.to_dict() for name, config in getattr(model, "peft_config", {}).items()}
+    active = getattr(model, "active_adapters", None)  # a method where there is no adapter
+    settings = {**model.config.to_dict(), "_name_or_path": ""}
+    about = [tokenizer.get_vocab(), settings, adapters, active if isinstance(active, list) else []]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=_plain).encode())
     add_weights(digest, model)
     return digest.hexdigest()[:32]
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else str(value)

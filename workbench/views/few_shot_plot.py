@@ -37,14 +37,14 @@ class FewShotPlot(SweepPlot):
             have = f"the table has the columns {list(table.columns)} and scores={names} are asked for"
             raise ConfigError(f"{have}; pass what shots_table returned, and some of its scores")
         parents, rows = list(dict.fromkeys(table["parent"])), table.to_dict("records")
-        ordered = sorted(rows, key=lambda row: row["k"])
         if len(parents) > len(SYMBOLS) or len(names) > 2:
             have = f"{len(parents)} parents and {len(names)} scores"
             raise ConfigError(f"{have}; a picture holds up to {len(SYMBOLS)} and 2: draw several")
+        ordered = sorted(rows, key=lambda row: row["k"])
+        by_parent = {parent: [row for row in ordered if row["parent"] == parent] for parent in parents}
         figure = make_subplots(cols=len(names), shared_xaxes=True, horizontal_spacing=0.1)
         for column, name in enumerate(names, start=1):
-            for i, parent in enumerate(parents):
-                mine = [row for row in ordered if row["parent"] == parent]
+            for i, (parent, mine) in enumerate(by_parent.items()):
                 figure.add_trace(_line(mine, name, parent, i, legend=column == 1), row=1, col=column)
         seeds = sorted({row["n"] for row in rows if row["k"]}) or [1]
         about = f"means over tasks; n = {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds"
@@ -62,8 +62,7 @@ class FewShotPlot(SweepPlot):
         picture = curve_pictures(
             {
                 name.replace("_", " "): {
-                    parent: [(math.log2(1 + row["k"]), row[name]) for row in ordered if row["parent"] == parent]
-                    for parent in parents
+                    parent: [(math.log2(1 + row["k"]), row[name]) for row in mine] for parent, mine in by_parent.items()
                 }
                 for name in names
             },
