@@ -210,7 +210,8 @@ def test_a_search_hears_stop_and_keeps_what_it_found():
 
 def test_a_failed_search_says_why():
     view = SkillSearch(lambda **_: (_ for _ in ()).throw(ConfigError("no examples")))
-    assert view.wait(SECONDS)
+    with pytest.raises(ConfigError, match="no examples"):
+        view.wait(SECONDS)
     assert "ConfigError: no examples" in view._status.value
     view.close()
 

@@ -31,6 +31,7 @@ class SkillSearch(WorkerView, widgets.VBox):
     def __init__(self, search: Callable[..., Any], *args: Any, **settings: Any) -> None:
         self.trace: list[Any] = []
         self.result: Any = None
+        self.error: Exception | None = None
         self._stop, self._drawn, self._seed = threading.Event(), 0.0, settings.get("seed", 0)
         self._picture, self._status = widgets.HTML(), widgets.HTML(status_line("Searching …"))
         self._button = button("Stop", "End after the try under way; the best weights so far are kept")
@@ -44,6 +45,13 @@ class SkillSearch(WorkerView, widgets.VBox):
         """Ask the search to end after the try under way; what it found so far is the result."""
         self._stop.set()
         self._button.disabled = True
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the search is over and raise what it raised; False when `timeout` seconds passed first."""
+        over = super().wait(timeout)
+        if over and self.error is not None:
+            raise self.error
+        return over
 
     def close(self) -> None:
         """Stop the search and remove the widget."""
@@ -66,6 +74,7 @@ class SkillSearch(WorkerView, widgets.VBox):
             self._status.value = status_line(f"Try {len(self.trace)} …")
 
     def _failed(self, error: Exception) -> None:
+        self.error = error
         self._button.disabled = True
         self._status.value = status_line(f"{type(error).__name__}: {error}", error=True)
 
